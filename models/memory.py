@@ -1,0 +1,201 @@
+"""What a beam remembers: the keys and values of its clean chunks (paper section 3.3, Memory Sinking).
+
+`CachedChunk` and `ChunkMemory` are values. `append` and `evict_oldest` return a new memory that shares the tensors of
+the old one, so beams that fork share everything and nobody can write into somebody else's past.
+
+Keys are kept *before* rotary embedding: sinks are averaged there, and one store then serves absolute and relative
+positions. `ChunkMemory.context` turns a memory into what a forward reads, once per chunk and parent beam.
+
+Axes: B batch, L tokens, N heads, D head dim; the leading axis of stored keys and values counts transformer layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+
+from . import rotary
+
+
+@dataclass(frozen=True, eq=False)
+class CachedChunk:
+    """Keys and values of one chunk of clean latents, or of a sink into which evicted chunks were averaged."""
+
+    key: torch.Tensor  # (layers, L, N, D), before rotary embedding; float32 once averaged
+    value: torch.Tensor  # (layers, L, N, D)
+    index: int  # which chunk of the video
+    start_frame: int  # latent frames before it
+    num_frames: int
+    dtype: torch.dtype  # of the forwards that read it
+
+    def average(self, evicted: "CachedChunk", decay: float) -> "CachedChunk":
+        """`decay * self + (1 - decay) * evicted` at this chunk's own position, in float32.
+
+        In bfloat16 a decay of 0.999 would be lost: 0.999 * x rounds to x.
+        """
+        key = torch.lerp(evicted.key.float(), self.key.float(), decay)
+        value = torch.lerp(evicted.value.float(), self.value.float(), decay)
+        return replace(self, key=key, value=value)
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkMemory:
+    """The chunks that the next one attends to."""
+
+    sinks: tuple[CachedChunk, ...] = ()  # never leave; a policy may average into them or add to them
+    window: tuple[CachedChunk, ...] = ()  # the most recent chunks, oldest first
+    num_frames: int = 0  # latent frames committed so far, whatever became of them
+
+    @property
+    def window_frames(self) -> int:
+        return sum(chunk.num_frames for chunk in self.window)
+
+    @property
+    def sink_frames(self) -> int:
+        return sum(chunk.num_frames for chunk in self.sinks)
+
+    def append(self, chunk: CachedChunk, first_sink_frames: int) -> "ChunkMemory":
+        """The memory with one more chunk: a sink while the sinks hold less than `first_sink_frames`, else window."""
+        num_frames = self.num_frames + chunk.num_frames
+        if self.num_frames < first_sink_frames:
+            return replace(self, sinks=(*self.sinks, chunk), num_frames=num_frames)
+        return replace(self, window=(*self.window, chunk), num_frames=num_frames)
+
+    def evict_oldest(
+        self, new_sinks: Callable[[tuple[CachedChunk, ...], CachedChunk], tuple[CachedChunk, ...]]
+    ) -> "ChunkMemory":
+        """The memory without the oldest chunk of its window; `new_sinks(sinks, chunk)` says what becomes of it."""
+        oldest, *rest = self.window
+        return replace(self, sinks=tuple(new_sinks(self.sinks, oldest)), window=tuple(rest))
+
+    def context(
+        self,
+        latent_shape: tuple[int, int, int],
+        *,
+        patch_size: tuple[int, int, int],
+        head_dim: int,
+        positions: Literal["absolute", "relative"],
+        prompt: "PromptMemory",
+        device: torch.device,
+    ) -> "ChunkContext":
+        """What the next chunk's forwards read, for all its steps and all candidates of this memory's beam.
+
+        Args:
+            latent_shape: frames, height and width of the next chunk's latents.
+            patch_size: frames, rows and columns of a token.
+            head_dim: D.
+            positions: "absolute", every frame keeps the number it has in the video; "relative", the context is
+                numbered from 0: sinks, window, then the chunk itself.
+            prompt: cross-attention keys and values, filled by the first forward.
+            device: where the forwards run.
+        """
+        num_frames, height, width = (size // patch for size, patch in zip(latent_shape, patch_size, strict=True))
+        chunks = (*self.sinks, *self.window)
+        past = [frame for chunk in chunks for frame in range(chunk.start_frame, chunk.start_frame + chunk.num_frames)]
+        first = self.num_frames
+        if positions == "relative":
+            past, first = list(range(len(past))), len(past)
+        cosines, sines = rotary.rotary_table(range(first, first + num_frames), height, width, head_dim, device)
+        key = value = None
+        if chunks:
+            past_table = rotary.rotary_table(past, height, width, head_dim, device)
+            key = torch.cat([chunk.key.to(chunk.dtype) for chunk in chunks], dim=1)  # (layers, L, N, D)
+            for layer in key:  # one layer at a time: the float32 products of all would be as large as the memory
+                layer.copy_(rotary.rotate(layer, *past_table))
+            value = torch.cat([chunk.value.to(chunk.dtype) for chunk in chunks], dim=1)
+        return ChunkContext(cosines, sines, key, value, prompt)
+
+
+class LayerContext(NamedTuple):
+    """What one layer's self-attention reads, in the place of the stock model's rotary tables."""
+
+    cosines: torch.Tensor  # (L of the chunk, D / 2)
+    sines: torch.Tensor
+    key: torch.Tensor | None  # (1, L of the context, N, D), rotated; None for the first chunk
+    value: torch.Tensor | None
+    recorded_keys: tuple[torch.Tensor, ...]  # B of (L, N, D): filled in a clean pass, else empty
+    recorded_values: tuple[torch.Tensor, ...]
+
+
+class LayerPrompt(NamedTuple):
+    """What one layer's cross-attention reads, in the place of the stock model's text."""
+
+    hidden_states: torch.Tensor | None  # (1, L, dim) embedded text, when key and value are still to be filled from it
+    key: torch.Tensor  # (1, L, N, D)
+    value: torch.Tensor
+
+
+class PromptMemory:
+    """Cross-attention keys and values of one prompt: filled inside its first forward, only read after that."""
+
+    def __init__(self) -> None:
+        self.key: torch.Tensor | None = None  # (layers, 1, L, N, D)
+        self.value: torch.Tensor | None = None
+        self.is_filled = False
+
+    def allocate(self, num_layers: int, num_tokens: int, heads: tuple[int, int], like: torch.Tensor) -> None:
+        """Room for the keys and values of `num_tokens` tokens; `heads` is (N, D)."""
+        self.key = like.new_empty((num_layers, 1, num_tokens, *heads))
+        self.value = torch.empty_like(self.key)
+
+    def layer(self, index: int, hidden_states: torch.Tensor) -> LayerPrompt:
+        return LayerPrompt(None if self.is_filled else hidden_states, self.key[index], self.value[index])
+
+
+class ChunkContext:
+    """What the forwards of one chunk read. A plain class: offload hooks leave it alone and do not rebuild it."""
+
+    def __init__(
+        self,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        prompt: PromptMemory,
+        record: "ChunkRecord | None" = None,
+    ) -> None:
+        self.cosines, self.sines = cosines, sines  # (L of the chunk, D / 2)
+        self.key, self.value = key, value  # (layers, L of the context, N, D)
+        self.prompt = prompt
+        self.record = record
+
+    def recording(self, record: "ChunkRecord") -> "ChunkContext":
+        """The same context for a clean pass, whose keys and values go into `record`."""
+        return ChunkContext(self.cosines, self.sines, self.key, self.value, self.prompt, record)
+
+    def with_prompt(self, prompt: PromptMemory) -> "ChunkContext":
+        """The same context under another prompt."""
+        return ChunkContext(self.cosines, self.sines, self.key, self.value, prompt, self.record)
+
+    def layer(self, index: int) -> LayerContext:
+        past = (None, None) if self.key is None else (self.key[index : index + 1], self.value[index : index + 1])
+        recorded = ((), ()) if self.record is None else self.record.layer(index)
+        return LayerContext(self.cosines, self.sines, *past, *recorded)
+
+
+class ChunkRecord:
+    """Where a clean pass leaves the keys and values of its B chunks.
+
+    Each chunk has tensors of its own, so that a beam that is dropped later takes its memory with it.
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[torch.Tensor] = []  # B of (layers, L, N, D)
+        self.values: list[torch.Tensor] = []
+
+    def allocate(self, batch_size: int, num_layers: int, heads: tuple[int, int], like: torch.Tensor) -> None:
+        """Room for `batch_size` chunks of the tokens of `like` (B, L, dim); `heads` is (N, D)."""
+        shape = (num_layers, like.shape[1], *heads)
+        self.keys = [like.new_empty(shape) for _ in range(batch_size)]
+        self.values = [like.new_empty(shape) for _ in range(batch_size)]
+
+    def layer(self, index: int) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        return tuple(key[index] for key in self.keys), tuple(value[index] for value in self.values)
+
+    def chunks(self, index: int, start_frame: int, num_frames: int) -> list[CachedChunk]:
+        """The recorded chunks, one per row of the pass."""
+        return [
+            CachedChunk(key, value, index, start_frame, num_frames, key.dtype)
+            for key, value in zip(self.keys, self.values, strict=True)
+        ]

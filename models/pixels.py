@@ -1,0 +1,42 @@
+"""Pixels between the decoder, the search and the caller. What the search keeps of them is 8 bits.
+
+Axes: B videos, F frames, H and W height and width.
+"""
+
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+import torch
+
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+
+
+def to_uint8(video: torch.Tensor) -> torch.Tensor:
+    """A decoded clip (3, F, H, W) in [-1, 1] as (F, 3, H, W) in 0 to 255."""
+    return (video.float() / 2 + 0.5).mul(255.0).round().to(torch.uint8).transpose(0, 1).contiguous()
+
+
+def to_output(
+    videos: list[torch.Tensor], output_type: Literal["np", "pt", "pil"]
+) -> np.ndarray | torch.Tensor | list[np.ndarray] | list[torch.Tensor] | list[list[PIL.Image.Image]]:
+    """B clips, each (F, 3, H, W) uint8, as the caller wants them.
+
+    "np" is (B, F, H, W, 3) and "pt" (B, F, 3, H, W), floats in [0, 1]; "pil" is B lists of F pictures. Clips of
+    different lengths stay a list.
+    """
+    if output_type == "pt":
+        return stack([video.float() / 255.0 for video in videos])
+    arrays = [video.permute(0, 2, 3, 1).cpu().numpy() for video in videos]
+    if output_type == "pil":
+        return [[PIL.Image.fromarray(picture) for picture in array] for array in arrays]
+    return stack([array.astype(np.float32) / 255.0 for array in arrays])
+
+
+def stack(
+    videos: list[torch.Tensor] | list[np.ndarray],
+) -> torch.Tensor | np.ndarray | list[torch.Tensor] | list[np.ndarray]:
+    """One array of equally long videos; the list itself when they differ or there is none."""
+    if len({tuple(video.shape) for video in videos}) != 1:
+        return videos
+    return torch.stack(videos) if torch.is_tensor(videos[0]) else np.stack(videos)

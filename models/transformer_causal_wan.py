@@ -1,0 +1,197 @@
+"""The Wan transformer that makes a video chunk by chunk.
+
+Weights, blocks and everything that diffusers hangs on them are those of `WanTransformer3DModel`. New are an attention
+processor that reads a memory, and a forward that hands each block its layer of it. Without a memory the model *is* the
+stock one.
+
+Axes: B batch, C channels, F latent frames, H and W latent height and width, L tokens, N heads, D head dim.
+"""
+
+import types
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor, _get_qkv_projections
+from diffusers.utils.peft_utils import apply_lora_scale
+
+from . import memory as chunk_memory
+from . import rotary
+
+
+class CausalWanAttnProcessor(WanAttnProcessor):
+    """Attention over memory and chunk.
+
+    The stock block passes `rotary_emb` to its self-attention and `encoder_hidden_states` to its cross-attention
+    untouched; a `LayerContext` and a `LayerPrompt` travel there. Anything else is the stock processor's business.
+    """
+
+    def __call__(
+        self,
+        attn: torch.nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: "torch.Tensor | chunk_memory.LayerPrompt | None" = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: "tuple[torch.Tensor, torch.Tensor] | chunk_memory.LayerContext | None" = None,
+    ) -> torch.Tensor:
+        if isinstance(rotary_emb, chunk_memory.LayerContext):
+            query, key, value = self._self_attention_heads(attn, hidden_states, rotary_emb)
+        elif isinstance(encoder_hidden_states, chunk_memory.LayerPrompt):
+            query, key, value = self._cross_attention_heads(attn, hidden_states, encoder_hidden_states)
+        else:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        attended = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        attended = attended.flatten(2, 3).type_as(query)  # (B, L, N * D)
+        return attn.to_out[1](attn.to_out[0](attended))
+
+    def _self_attention_heads(
+        self, attn: torch.nn.Module, hidden_states: torch.Tensor, context: chunk_memory.LayerContext
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = _get_qkv_projections(attn, hidden_states, None)
+        query = attn.norm_q(query).unflatten(2, (attn.heads, -1))  # (B, L, N, D)
+        key = attn.norm_k(key).unflatten(2, (attn.heads, -1))
+        value = value.unflatten(2, (attn.heads, -1))
+        for row, (recorded_key, recorded_value) in enumerate(
+            zip(context.recorded_keys, context.recorded_values, strict=True)
+        ):
+            recorded_key.copy_(key[row])
+            recorded_value.copy_(value[row])
+        query = rotary.rotate(query, context.cosines, context.sines)
+        key = rotary.rotate(key, context.cosines, context.sines)
+        if context.key is not None:
+            key = torch.cat((context.key.expand(key.shape[0], -1, -1, -1), key), dim=1)
+            value = torch.cat((context.value.expand(value.shape[0], -1, -1, -1), value), dim=1)
+        return query, key, value
+
+    def _cross_attention_heads(
+        self, attn: torch.nn.Module, hidden_states: torch.Tensor, prompt: chunk_memory.LayerPrompt
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if prompt.hidden_states is None:
+            query = attn.to_q(hidden_states)
+        else:
+            query, key, value = _get_qkv_projections(attn, hidden_states, prompt.hidden_states)
+            prompt.key.copy_(attn.norm_k(key).unflatten(2, (attn.heads, -1)))
+            prompt.value.copy_(value.unflatten(2, (attn.heads, -1)))
+        query = attn.norm_q(query).unflatten(2, (attn.heads, -1))
+        rows = (query.shape[0], -1, -1, -1)
+        return query, prompt.key.expand(rows), prompt.value.expand(rows)
+
+
+class CausalWanTransformer3DModel(WanTransformer3DModel):
+    """`WanTransformer3DModel` that can attend to a memory of earlier chunks.
+
+    State dict, config and, without `memory`, outputs are those of the stock class.
+    """
+
+    _skip_keys = ["memory"]  # offload hooks must not rebuild it
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._install_processors()
+
+    def _install_processors(self) -> None:
+        for block in self.blocks:
+            for attention in (block.attn1, block.attn2):
+                stock, processor = attention.processor, CausalWanAttnProcessor()
+                processor._attention_backend = stock._attention_backend
+                processor._parallel_config = stock._parallel_config
+                attention.set_processor(processor)
+
+    @classmethod
+    def adopt(cls, transformer: WanTransformer3DModel) -> "CausalWanTransformer3DModel":
+        """Makes a causal transformer of a stock one, in place: same object, same weights, same hooks.
+
+        It goes on serving `WanPipeline`, and modules that are quantised, compiled or carry a LoRA stay as they are.
+
+        Raises:
+            TypeError: `transformer` is neither a stock Wan transformer nor a causal one.
+        """
+        module = getattr(transformer, "_orig_mod", transformer)  # what `torch.compile(model)` wraps
+        if not isinstance(module, WanTransformer3DModel):
+            raise TypeError(
+                f"`transformer` is a {type(module).__name__}; streaming needs a diffusers `WanTransformer3DModel` "
+                "(Wan 2.1 text-to-video), or a `CausalWanTransformer3DModel`."
+            )
+        if type(module) is not cls:
+            module.__class__ = cls
+            module._install_processors()
+            if hasattr(module, "_old_forward"):  # accelerate's hook captured the stock forward
+                module._old_forward = types.MethodType(cls.forward, module)
+        return transformer
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states_image: torch.Tensor | None = None,
+        return_dict: bool = True,
+        attention_kwargs: dict[str, float] | None = None,
+        memory: chunk_memory.ChunkContext | None = None,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """The model's velocity for noisy latents, given a memory of the chunks before.
+
+        Args:
+            hidden_states: (B, C, F, H, W) latents; with `memory`, one chunk of B candidates of the same beam.
+            timestep: (B,) floats in [0, 1000], `1000 * sigma`; 0 for the clean pass.
+            encoder_hidden_states: (B, text tokens, text dim); with `memory` (1, ...), the candidates' one prompt.
+            memory: made by `ChunkMemory.context`. If it records, the keys and values of this pass go there.
+
+        Returns:
+            `sample` (B, C, F, H, W).
+        """
+        if memory is None:
+            return super().forward(
+                hidden_states,
+                timestep,
+                encoder_hidden_states,
+                encoder_hidden_states_image,
+                return_dict=return_dict,
+                attention_kwargs=attention_kwargs,
+            )
+        if encoder_hidden_states_image is not None or self.config.added_kv_proj_dim is not None:
+            raise ValueError("A memory serves text-to-video models; this one is conditioned on an image.")
+        if encoder_hidden_states.shape[0] != 1:
+            raise ValueError(
+                f"`encoder_hidden_states` has {encoder_hidden_states.shape[0]} rows; with `memory` all candidates "
+                "share one prompt, so it must have 1."
+            )
+        sample = self._forward_chunk(
+            hidden_states, timestep, encoder_hidden_states, memory, attention_kwargs=attention_kwargs
+        )
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    @apply_lora_scale("attention_kwargs")
+    def _forward_chunk(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        memory: chunk_memory.ChunkContext,
+        attention_kwargs: dict[str, float] | None = None,
+    ) -> torch.Tensor:
+        """The stock forward with its layer of the memory handed to each block: (B, C, F, H, W) to the same."""
+        grid = tuple(size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True))
+        hidden_states = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, L, dim)
+        heads = (self.config.num_attention_heads, self.config.attention_head_dim)
+        prompt = memory.prompt
+        if prompt.is_filled:
+            prompt_embeds = prompt_embeds[:, :1]  # nobody reads the text again; do not embed all of it
+        else:
+            prompt.allocate(len(self.blocks), prompt_embeds.shape[1], heads, hidden_states)
+        if memory.record is not None:
+            memory.record.allocate(latents.shape[0], len(self.blocks), heads, hidden_states)
+
+        time, time_modulation, text, _ = self.condition_embedder(timestep, prompt_embeds, None)
+        time_modulation = time_modulation.unflatten(1, (6, -1))  # (B, 6, dim)
+        for index, block in enumerate(self.blocks):
+            hidden_states = block(hidden_states, prompt.layer(index, text), time_modulation, memory.layer(index))
+        prompt.is_filled = True
+
+        shift, scale = (self.scale_shift_table.to(time.device) + time.unsqueeze(1)).chunk(2, dim=1)  # (B, 1, dim)
+        shift, scale = shift.to(hidden_states.device), scale.to(hidden_states.device)
+        hidden_states = (self.norm_out(hidden_states.float()) * (1 + scale) + shift).type_as(hidden_states)
+        patches = self.proj_out(hidden_states).unflatten(2, (*self.config.patch_size, -1)).unflatten(1, grid)
+        patches = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)  # (B, C, F, patch, rows, patch, columns, patch)
+        return patches.flatten(6, 7).flatten(4, 5).flatten(2, 3)

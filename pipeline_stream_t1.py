@@ -1,0 +1,715 @@
+"""Stream-T1: test-time search over a streaming text-to-video model (arXiv 2605.04461), as a diffusers pipeline.
+
+A causal Wan transformer makes the video chunk by chunk. At every chunk each kept beam tries several candidates;
+rewards score the decoded frames; the best candidates become the next beams, and their rewards decide what is
+remembered.
+
+    for every chunk:
+        candidates = propose(beams)     unit 1, noise correlated with the beam's own: search/noise_propagation.py
+        candidates = score(candidates)  unit 2, image and video reward, fused: search/reward_pruning.py
+        kept = the best of them
+        beams = commit(kept)            unit 3, a clean pass, then the oldest chunk is routed: search/memory_sinking.py
+
+Axes: B batch, C channels, F latent frames (or pixel frames), H and W height and width, h and w those of latents,
+L text tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders import WanLoraLoaderMixin
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.utils import BaseOutput, logging
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+# The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
+# its siblings use.
+from .models.memory import ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
+from .models.pixels import OUTPUT_TYPES, stack, to_output, to_uint8
+from .models.rotary import rotary_table  # noqa: F401
+from .models.streaming_decoder import StreamingWanDecoder
+from .models.transformer_causal_wan import CausalWanTransformer3DModel
+from .rewards.base import Reward  # noqa: F401
+from .rewards.scoring import RewardFunction, RewardScore, check_readable, resolve_reward, score_clips
+from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
+from .search.beam import Beam, Candidate
+from .search.geometry import VideoGeometry, check_chunk_multiple
+from .search.memory_sinking import MemoryPolicy, RewardRoutedSink, Route, make_room
+from .search.noise_propagation import (
+    SEED_MODES,
+    base_seed,
+    candidate_generator,
+    draw_noise,
+    propagate_noise,
+    split_evenly,
+)
+from .search.plan import PromptSearch, SearchPlan, check_kept, per_prompt
+from .search.reward_pruning import fuse_scores, fusion_weight, keep_best, normalize_scores
+from .search.settings import SearchSettings, check_policy, policy_positions, policy_sink_frames
+from .search.trace import CandidateTrace, ChunkTrace, ChunkWork, EvictionTrace, FinalTrace, SearchTrace
+
+__version__ = "0.1.0"
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class StreamT1PipelineOutput(BaseOutput):
+    """Videos and how they were found.
+
+    Args:
+        frames: prompt-major, the best first. "np": (B, F, H, W, 3) float in [0, 1]; "pt": (B, F, 3, H, W) likewise;
+            "pil": B lists of F pictures; "latent": (B, C, F, h, w) in the model's space. When a run was interrupted
+            and its videos differ in length, a list of B.
+        traces: one per prompt.
+    """
+
+    frames: np.ndarray | torch.Tensor | list
+    traces: list[SearchTrace]
+
+    @property
+    def trace(self) -> SearchTrace:
+        """The trace of a call with one prompt."""
+        if len(self.traces) != 1:
+            raise AttributeError(f"`trace` is for one prompt; this output has {len(self.traces)}: use `traces[i]`.")
+        return self.traces[0]
+
+
+class NoCandidateLeftError(RuntimeError):
+    """Every candidate of a chunk was lost. Carries what was finished before: `frames` and `trace`."""
+
+    def __init__(self, message: str, frames: np.ndarray | torch.Tensor | list, trace: SearchTrace) -> None:
+        super().__init__(message)
+        self.frames = frames
+        self.trace = trace
+
+
+class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
+    """Text to video, chunk by chunk, with a search over candidates at every chunk.
+
+    Every component may be None where a call does not need it: `text_encoder` and `tokenizer` with `prompt_embeds`,
+    `vae` with `output_type="latent"` and no rewards. A stock `WanTransformer3DModel` is made causal in place and keeps
+    serving `WanPipeline`; a stock flow-match scheduler lends its `shift`.
+
+    Args:
+        tokenizer: of the text encoder.
+        text_encoder: UMT5.
+        transformer: Wan 2.1 text-to-video, distilled for few steps and causal chunks.
+        vae: of Wan 2.1, or of its layout.
+        scheduler: few-step flow matching, or a stock flow-match scheduler.
+        image_reward, video_reward: what a call uses when it names none: `reward(frames, prompt, fps)`.
+        chunk_frames: latent frames that are denoised together.
+        window_frames: latent frames of context, the first sink and the current chunk included.
+        sink_frames: latent frames at the beginning of the video that never leave.
+        denoising_steps: 1000 times the noise levels before the scheduler's shift.
+        fps: of the videos, for rewards that need it.
+        default_height, default_width: pixels, when a call names none.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]
+    _optional_components = ["tokenizer", "text_encoder", "transformer", "vae", "image_reward", "video_reward"]
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        text_encoder: UMT5EncoderModel | None,
+        transformer: WanTransformer3DModel | None,
+        vae: AutoencoderKLWan | None,
+        scheduler: SchedulerMixin,
+        image_reward: RewardFunction | None = None,
+        video_reward: RewardFunction | None = None,
+        chunk_frames: int = 3,
+        window_frames: int = 12,
+        sink_frames: int = 3,
+        denoising_steps: tuple[int, ...] = (1000, 750, 500, 250),
+        fps: int = 16,
+        default_height: int = 480,
+        default_width: int = 832,
+    ) -> None:
+        super().__init__()
+        check_chunk_multiple("window_frames", window_frames, chunk_frames)
+        check_chunk_multiple("sink_frames", sink_frames, chunk_frames)
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            transformer=None if transformer is None else CausalWanTransformer3DModel.adopt(transformer),
+            vae=vae,
+            scheduler=FewStepFlowMatchScheduler.adopt(scheduler),
+            image_reward=image_reward,
+            video_reward=video_reward,
+        )
+        self.register_to_config(
+            chunk_frames=chunk_frames,
+            window_frames=window_frames,
+            sink_frames=sink_frames,
+            denoising_steps=tuple(denoising_steps),
+            fps=fps,
+            default_height=default_height,
+            default_width=default_width,
+        )
+        self.geometry.check_window(sink_frames)
+        self._interrupt = False
+
+    @property
+    def geometry(self) -> VideoGeometry:
+        """Which lengths and sizes this pipeline's models make."""
+        vae, transformer = self.vae and self.vae.config, self.transformer and self.transformer.config
+        spatial_factor = vae.scale_factor_spatial if vae else 8
+        _, patch_height, patch_width = transformer.patch_size if transformer else (1, 2, 2)
+        return VideoGeometry(
+            chunk_frames=self.config.chunk_frames,
+            window_frames=self.config.window_frames,
+            temporal_factor=vae.scale_factor_temporal if vae else 4,
+            row_factor=spatial_factor * patch_height,
+            column_factor=spatial_factor * patch_width,
+            longest_frames=transformer.rope_max_seq_len if transformer else 1024,
+        )
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a callback, and the call returns the chunks that are finished."""
+        return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of one chunk."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        return self._current_timestep
+
+    @property
+    def attention_kwargs(self) -> dict[str, float] | None:
+        return self._attention_kwargs
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 81,
+        num_inference_steps: int | None = None,
+        sigmas: list[float] | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, float] | None = None,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+        max_sequence_length: int = 512,
+        *,
+        num_beams: int = 2,
+        num_candidates: int = 2,
+        noise_correlation: float = -0.1,
+        image_reward: RewardFunction | bool | None = None,
+        video_reward: RewardFunction | bool | None = None,
+        reward_prompt: str | list[str] | None = None,
+        short_weight_cap: float = 0.4,
+        score_normalization: str | None = None,
+        reward_window: int = 10,
+        memory: MemoryPolicy | None = None,
+        candidate_seeds: str = "independent",
+        final_selection: str = "video_reward",
+        callback_on_chunk_end: Callable | None = None,
+    ) -> StreamT1PipelineOutput | tuple:
+        """Makes videos.
+
+        Args:
+            prompt: what to show; a list makes a video of each, one after the other.
+            height, width: pixels; multiples of the VAE's factor times the transformer's patch.
+            num_frames: pixels' frames, `4 * (latent frames - 1) + 1` with latent frames a multiple of `chunk_frames`.
+            num_inference_steps: steps per chunk, evenly spaced before the shift. Default: the model's own steps.
+            sigmas: noise levels before the shift, in the place of a number of steps.
+            num_videos_per_prompt: how many of the last beams to return, at most `num_beams`.
+            generator: gives the base of all seeds; one per prompt when a list.
+            latents: (B, C, F, h, w), the initial noise of the whole videos. For one beam and one candidate.
+            prompt_embeds: (B, L, text dim), in the place of `prompt`; used as given, never padded.
+            output_type: "np", "pt", "pil" or "latent". Pixels are kept as 8 bits.
+            return_dict: False gives `(frames, traces)`.
+            attention_kwargs: for the transformer; `scale` of a LoRA.
+            callback_on_step_end: `f(pipe, step, timestep, tensors) -> tensors`. `step` counts within a chunk;
+                `latents` are those of the candidates of one beam.
+            callback_on_step_end_tensor_inputs: of "latents" (the default) and "prompt_embeds".
+            max_sequence_length: tokens to which prompts are padded with zeros.
+            num_beams: K, beams kept after each chunk. 1 with one candidate is plain streaming.
+            num_candidates: M, candidates tried per beam.
+            noise_correlation: beta, between a candidate's noise and its beam's last noise (paper 3.1).
+            image_reward, video_reward: `reward(frames, prompt, fps)` with frames (B, F, 3, H, W) in [0, 1], B texts
+                and frames per second, gives a float tensor (B,) or a `RewardOutput`. The image reward sees the new
+                chunk, the video reward the last `reward_window` chunks. None: the component; False: none, it scores 0.
+            reward_prompt: what rewards read, when it is not the prompt.
+            short_weight_cap: tau, the most that the image reward weighs (paper 3.2).
+            score_normalization: "zscore" or "rank" over the candidates of a chunk, each reward by itself.
+            reward_window: chunks.
+            memory: the policy that routes chunks which leave the window (paper 3.3); default `RewardRoutedSink()`.
+            candidate_seeds: "independent", or "reference": the authors' seeds, which re-use some.
+            final_selection: order of the last beams: by "video_reward" on the whole video, or by "score", the last
+                chunk's. Without a video reward it is the score.
+            callback_on_chunk_end: `f(pipe, chunk_index, {"candidates": [...], "kept": [...]}) -> dict or None`.
+                `kept` are indices into `candidates`, best first; a returned `kept` replaces the choice.
+
+        Returns:
+            `StreamT1PipelineOutput`. After Ctrl-C or an interrupt: the finished chunks, of the prompts that have some.
+
+        Raises:
+            ValueError, TypeError: an argument that can't be, before any work.
+            NoCandidateLeftError: all candidates of a chunk were lost.
+        """
+        settings = SearchSettings(
+            num_beams=num_beams,
+            num_candidates=num_candidates,
+            noise_correlation=noise_correlation,
+            short_weight_cap=short_weight_cap,
+            score_normalization=score_normalization,
+            reward_window=reward_window,
+            candidate_seeds=candidate_seeds,
+            final_selection=final_selection,
+        )
+        memory = RewardRoutedSink() if memory is None else memory
+        image_reward = resolve_reward("image_reward", image_reward, self.image_reward)
+        video_reward = resolve_reward("video_reward", video_reward, self.video_reward)
+        height, width = height or self.config.default_height, width or self.config.default_width
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        tensor_inputs = tuple(callback_on_step_end_tensor_inputs or ["latents"])
+        self.check_inputs(prompt, prompt_embeds, height, width, num_frames, memory, output_type, tensor_inputs)
+        num_prompts = 1 if isinstance(prompt, str) else len(prompt if prompt is not None else prompt_embeds)
+        reward_prompts = per_prompt("reward_prompt", prompt if reward_prompt is None else reward_prompt, num_prompts)
+        generators = per_prompt("generator", generator, num_prompts)
+        for name, reward in (("image_reward", image_reward), ("video_reward", video_reward)):
+            check_readable(name, reward, None not in reward_prompts, self.vae is not None)
+            if reward is None and num_beams * num_candidates > 1:
+                logger.warning(f"There is no `{name}`: it scores 0.")
+        if num_videos_per_prompt > num_beams:
+            raise ValueError(
+                f"`num_videos_per_prompt` is {num_videos_per_prompt}, and `num_beams`, {num_beams}, are kept. Use "
+                f"{num_beams} or fewer videos, or more beams."
+            )
+
+        self._num_timesteps = self._set_timesteps(num_inference_steps, sigmas)
+        sink_frames = policy_sink_frames(memory, self.config.sink_frames)
+        plan = SearchPlan(
+            settings=settings,
+            policy=memory,
+            image_reward=image_reward,
+            video_reward=video_reward,
+            num_chunks=self.geometry.num_chunks(num_frames),
+            latent_shape=self._chunk_shape(height, width),
+            sink_frames=sink_frames,
+            rolling_frames=self.config.window_frames - sink_frames,
+            levels=(*self.scheduler.levels, 0.0),
+            timesteps=self.scheduler.timesteps,
+            has_pixels=output_type != "latent" or image_reward is not None or video_reward is not None,
+            attention_kwargs=attention_kwargs,
+            callback_on_step_end=callback_on_step_end,
+            callback_tensor_inputs=tensor_inputs,
+            callback_on_chunk_end=callback_on_chunk_end,
+        )
+        _check_noise(latents, plan, num_prompts)
+        self._interrupt, self._attention_kwargs, self._current_timestep = False, attention_kwargs, None
+
+        if prompt_embeds is None:
+            prompt_embeds = self.encode_prompt(prompt, max_sequence_length=max_sequence_length)
+        prompt_embeds = prompt_embeds.to(self._execution_device, self.transformer.dtype)
+        numbers = ("chunk_frames", "window_frames", "sink_frames")
+        config = {**{name: self.config[name] for name in numbers}, "levels": list(plan.levels[:-1])}
+        config |= {"height": height, "width": width, "num_frames": num_frames, **settings.as_config(memory)}
+        searches = []
+        with self._progress_bar(num_prompts * plan.num_chunks, desc="chunks") as progress:
+            for row in range(num_prompts):
+                words = reward_prompts[row] or ""
+                seed = base_seed(generators[row], candidate_seeds)
+                search = PromptSearch(
+                    plan=plan,
+                    prompt_embeds=prompt_embeds[row : row + 1],
+                    prompt_memory=PromptMemory(),
+                    reward_prompt=words,
+                    noise=None if latents is None else latents[row],
+                    beams=[Beam(ChunkMemory())],
+                    trace=SearchTrace({"prompt": words, **config}, seed, float(self.config.fps), __version__, []),
+                )
+                self._run(search, progress)
+                searches.append(search)
+                if self._interrupt:
+                    break
+
+        searches = [search for search in searches if search.trace.chunks]
+        frames = _videos([beam for s in searches for beam in s.best_beams(num_videos_per_prompt)], output_type)
+        self._current_timestep = None
+        self.maybe_free_model_hooks()
+        traces = [search.trace for search in searches]
+        return StreamT1PipelineOutput(frames=frames, traces=traces) if return_dict else (frames, traces)
+
+    def _run(self, search: PromptSearch, progress: object) -> None:
+        """All chunks of one prompt, then the order of its beams."""
+        try:
+            for chunk_index in range(search.plan.num_chunks):
+                if self._interrupt or not self._advance(search, chunk_index):
+                    break
+                progress.update()
+        except KeyboardInterrupt:
+            if not search.trace.chunks:
+                raise
+            logger.warning(f"Interrupted: {len(search.trace.chunks)} of {search.plan.num_chunks} chunks are returned.")
+            self._interrupt = True
+        search.trace = replace(search.trace, final=self._order_beams(search))
+
+    def _advance(self, search: PromptSearch, chunk_index: int) -> bool:
+        """One chunk: beams to candidates to beams. False when interrupted before it was finished."""
+        plan, work = search.plan, ChunkWork()
+        candidates = self._propose(search, chunk_index, work)
+        if candidates is None:
+            return False
+        if plan.has_reward:
+            candidates = self._decode(search, candidates, work)
+        candidates = self._score(search, candidates, chunk_index, work)
+        kept = keep_best([candidate.score for candidate in candidates], plan.settings.num_beams)
+        if not kept:
+            raise NoCandidateLeftError(
+                f"All {len(candidates)} candidates of chunk {chunk_index} were lost; the first: {candidates[0].lost}. "
+                "The chunks before are in this error's `frames` and `trace`.",
+                _videos(search.best_beams(1), "pt" if plan.has_pixels else "latent"),
+                search.trace,
+            )
+        if plan.callback_on_chunk_end is not None:
+            state = {"candidates": candidates, "kept": kept}
+            answer = plan.callback_on_chunk_end(self, chunk_index, state) or {}
+            kept = check_kept(answer.get("kept", kept), candidates, plan.settings.num_beams)
+        survivors = [candidates[index] for index in kept]
+        if plan.has_pixels and not plan.has_reward:
+            survivors = self._decode(search, survivors, work)
+        search.beams, evicted = self._commit(search, survivors, chunk_index, work)
+        search.trace.chunks.append(
+            ChunkTrace(
+                fusion_weight=fusion_weight(chunk_index, plan.num_chunks, plan.settings.short_weight_cap),
+                candidates=[CandidateTrace.of(c, kept=index in kept) for index, c in enumerate(candidates)],
+                evicted=evicted,
+                sinks=[[sink.start_frame for sink in beam.memory.sinks] for beam in search.beams],
+                work=work,
+            )
+        )
+        return True
+
+    def _propose(self, search: PromptSearch, chunk_index: int, work: ChunkWork) -> list[Candidate] | None:
+        """Unit 1 and the denoising: K * M candidates in order of their parents. None when interrupted.
+
+        Fewer beams than K, as at chunk 0 or after losses, have more candidates each.
+        """
+        plan, settings = search.plan, search.plan.settings
+        num_channels, num_frames, *size = plan.latent_shape
+        shares = split_evenly(settings.num_beams * settings.num_candidates, len(search.beams))
+        candidates: list[Candidate] = []
+        with self._progress_bar(plan.num_steps * len(search.beams), desc="steps", leave=False) as progress:
+            for parent_index, (parent, share) in enumerate(zip(search.beams, shares, strict=True)):
+                seed = SEED_MODES[settings.candidate_seeds]
+                last_seed = parent.seeds[-1] if parent.seeds else search.trace.seed
+                seeds = [seed(search.trace.seed, chunk_index, parent_index, i, last_seed) for i in range(share)]
+                generators = [candidate_generator(seed) for seed in seeds]
+                fresh = draw_noise(generators, (num_frames, num_channels, *size))  # (M, F, C, h, w)
+                noise = propagate_noise(parent.noise, fresh, settings.noise_correlation)
+                if search.noise is not None:
+                    frames = slice(chunk_index * num_frames, (chunk_index + 1) * num_frames)
+                    noise = search.noise[None, :, frames].transpose(1, 2).to(fresh)
+                with work.timed("denoise", self._execution_device):
+                    latents = self._denoise(search, parent, noise, generators, progress)
+                if latents is None:
+                    return None
+                work.forwards += share * plan.num_steps
+                finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()
+                for row, is_finite in enumerate(finite):
+                    candidate = Candidate(parent_index, seeds[row], noise[row], latents[row])
+                    if not is_finite:
+                        candidate = _lose(candidate, "its latents are not finite", chunk_index, len(candidates))
+                    candidates.append(candidate)
+        return candidates
+
+    def _denoise(
+        self,
+        search: PromptSearch,
+        parent: Beam,
+        noise: torch.Tensor,
+        generators: list[torch.Generator],
+        progress: object,
+    ) -> torch.Tensor | None:
+        """The candidates of one beam as one batch: noise (M, F, C, h, w) to clean latents (M, C, F, h, w), float32."""
+        plan = search.plan
+        context = self._context(search, parent)
+        latents = noise.to(self._execution_device).transpose(1, 2)
+        for step, timestep in enumerate(plan.timesteps):
+            if self._interrupt:
+                return None
+            self._current_timestep = timestep
+            velocity = self._velocity(search, latents, timestep, context)
+            sigma, next_sigma = plan.levels[step : step + 2]
+            renoise = None
+            if next_sigma > 0.0:
+                renoise = draw_noise(generators, noise.shape[1:]).to(latents.device).transpose(1, 2)
+            latents = self.scheduler.step_between(velocity, latents, sigma, next_sigma, renoise)
+            if plan.callback_on_step_end is not None:
+                tensors = {"latents": latents, "prompt_embeds": search.prompt_embeds}
+                tensors = {name: tensors[name] for name in plan.callback_tensor_inputs}
+                changed = plan.callback_on_step_end(self, step, timestep, tensors) or {}
+                latents = changed.get("latents", latents)
+                prompt_embeds = changed.get("prompt_embeds", search.prompt_embeds)
+                if prompt_embeds is not search.prompt_embeds:
+                    search.prompt_embeds, search.prompt_memory = prompt_embeds, PromptMemory()
+                    context = context.with_prompt(search.prompt_memory)
+            progress.update()
+        return latents
+
+    def _decode(self, search: PromptSearch, candidates: list[Candidate], work: ChunkWork) -> list[Candidate]:
+        """The candidates with their pixels, each decoded once, from its parent's decoder state.
+
+        States are the dearest part of a beam: a parent's is let go as soon as its last candidate has gone on from it.
+        """
+        decoder = StreamingWanDecoder(self.vae)
+        decoded = list(candidates)
+        with work.timed("decode", self._execution_device):
+            for parent_index, parent in enumerate(search.beams):
+                rows = [i for i, c in enumerate(candidates) if c.parent == parent_index and c.lost is None]
+                search.beams[parent_index] = replace(parent, decoder_state=None)
+                if rows:
+                    latents = torch.stack([candidates[row].latents for row in rows])
+                    pairs = decoder.continuations(latents, parent.decoder_state)
+                    for row, (video, state) in zip(rows, pairs, strict=True):
+                        decoded[row] = replace(candidates[row], frames=to_uint8(video), decoder_state=state)
+                    work.latents_decoded += latents.shape[0] * latents.shape[2]
+                del parent
+        return decoded
+
+    def _score(
+        self, search: PromptSearch, candidates: list[Candidate], chunk_index: int, work: ChunkWork
+    ) -> list[Candidate]:
+        """Unit 2, and the route for unit 3: the candidates with rewards, fused score and route, or lost."""
+        plan, settings = search.plan, search.plan.settings
+        scored = list(candidates)
+        for kind, reward, num_past in (
+            ("image", plan.image_reward, 0),
+            ("video", plan.video_reward, settings.reward_window - 1),
+        ):
+            alive = _alive(scored)
+            results = [RewardScore(0.0)] * len(alive)
+            if reward is not None and alive:
+                clips = [
+                    torch.cat((*_newest(search.beams[scored[i].parent].frames, num_past), scored[i].frames))
+                    for i in alive
+                ]
+                work.frames_scored += sum(map(len, clips))
+                with work.timed("reward", self._execution_device):
+                    clips = torch.stack(clips)
+                    results = score_clips(reward, clips, search.reward_prompt, search.trace.fps, name=f"{kind}_reward")
+            for index, result in zip(alive, results, strict=True):
+                if result.score is None:
+                    scored[index] = _lose(scored[index], result.problem, chunk_index, index)
+                else:
+                    scored[index] = scored[index].with_reward(kind, result.score, result.parts)
+        alive = _alive(scored)
+        short = normalize_scores([scored[index].short for index in alive], settings.score_normalization)
+        long = normalize_scores([scored[index].long for index in alive], settings.score_normalization)
+        for index, *pair in zip(alive, short, long, strict=True):
+            candidate, parent = scored[index], search.beams[scored[index].parent]
+            route = None
+            if chunk_index > 0:
+                route = plan.policy.route((*parent.short, candidate.short), (*parent.long, candidate.long))
+                route = Route(route).value
+            score = fuse_scores(*pair, chunk_index, plan.num_chunks, settings.short_weight_cap)
+            scored[index] = replace(candidate, score=score, route=route)
+        return scored
+
+    def _commit(
+        self, search: PromptSearch, survivors: list[Candidate], chunk_index: int, work: ChunkWork
+    ) -> tuple[list[Beam], list[EvictionTrace]]:
+        """The new beams, best first. But for the last chunk, a clean pass remembers it and unit 3 makes room."""
+        plan = search.plan
+        beams = [candidate.extend(search.beams[candidate.parent]) for candidate in survivors]
+        evicted: list[EvictionTrace] = []
+        if chunk_index == plan.num_chunks - 1:
+            return [replace(beam, decoder_state=None) for beam in beams], evicted
+        num_frames = plan.latent_shape[1]
+        for parent_index, parent in enumerate(search.beams):
+            rows = [row for row, candidate in enumerate(survivors) if candidate.parent == parent_index]
+            if not rows:
+                continue
+            record = ChunkRecord()
+            with work.timed("clean_pass", self._execution_device):
+                context = self._context(search, parent).recording(record)
+                latents = torch.stack([survivors[row].latents for row in rows])
+                self._velocity(search, latents, plan.timesteps.new_zeros(()), context)
+            work.clean_passes += len(rows)
+            chunks = record.chunks(chunk_index, parent.memory.num_frames, num_frames)
+            for row, chunk in zip(rows, chunks, strict=True):
+                memory = parent.memory.append(chunk, plan.sink_frames)
+                memory, left = make_room(memory, plan.policy, beams[row].routes, plan.rolling_frames, num_frames)
+                beams[row] = replace(beams[row], memory=memory)
+                evicted += [EvictionTrace(row, index, route.value, done.value) for index, route, done in left]
+        return beams, sorted(evicted, key=lambda eviction: eviction.beam)
+
+    def _context(self, search: PromptSearch, parent: Beam) -> ChunkContext:
+        """What the forwards of one beam's next chunk read."""
+        return parent.memory.context(
+            search.plan.latent_shape[1:],
+            patch_size=self.transformer.config.patch_size,
+            head_dim=self.transformer.config.attention_head_dim,
+            positions=policy_positions(search.plan.policy),
+            prompt=search.prompt_memory,
+            device=self._execution_device,
+        )
+
+    def _velocity(
+        self, search: PromptSearch, latents: torch.Tensor, timestep: torch.Tensor, context: ChunkContext
+    ) -> torch.Tensor:
+        return self.transformer(
+            hidden_states=latents.to(self.transformer.dtype),
+            timestep=timestep.expand(latents.shape[0]),
+            encoder_hidden_states=search.prompt_embeds,
+            attention_kwargs=search.plan.attention_kwargs,
+            memory=context,
+            return_dict=False,
+        )[0]
+
+    def _order_beams(self, search: PromptSearch) -> FinalTrace:
+        """The last beams, best first. An interrupted search does no more work: it is ordered by score."""
+        plan, beams = search.plan, search.beams
+        selection, scores = "score", [beam.score for beam in beams]
+        finished = len(search.trace.chunks) == plan.num_chunks
+        if plan.settings.final_selection == "video_reward" and plan.video_reward is not None and finished:
+            videos = torch.stack([torch.cat(beam.frames) for beam in beams])
+            results = score_clips(
+                plan.video_reward, videos, search.reward_prompt, search.trace.fps, name="video_reward"
+            )
+            selection, scores = "video_reward", [result.score for result in results]
+            for index, result in enumerate(results):
+                if result.problem is not None:
+                    logger.warning(f"Final selection: beam {index} comes last, {result.problem}.")
+        order = keep_best(scores, len(beams))
+        order += [index for index in range(len(beams)) if index not in order]
+        return FinalTrace(selection, order, [scores[index] for index in order])
+
+    def encode_prompt(
+        self, prompt: str | list[str], max_sequence_length: int = 512, device: torch.device | None = None
+    ) -> torch.Tensor:
+        """Text as the transformer reads it: (B, max_sequence_length, text dim), zeros after the last token."""
+        device = device or self._execution_device
+        tokens = self.tokenizer(
+            [prompt_clean(text) for text in ([prompt] if isinstance(prompt, str) else prompt)],
+            padding="max_length",
+            max_length=max_sequence_length,
+            truncation=True,
+            add_special_tokens=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        mask = tokens.attention_mask.to(device)
+        embeds = self.text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
+        return embeds.masked_fill(mask[..., None] == 0, 0.0).to(device)
+
+    def check_inputs(
+        self,
+        prompt: str | list[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        height: int,
+        width: int,
+        num_frames: int,
+        memory: MemoryPolicy,
+        output_type: str,
+        callback_tensor_inputs: tuple[str, ...],
+    ) -> None:
+        """
+        Raises:
+            ValueError, TypeError: what is asked for can't be made; the message says what can.
+        """
+        if (prompt is None) == (prompt_embeds is None):
+            both = "neither `prompt` nor `prompt_embeds`" if prompt is None else "both `prompt` and `prompt_embeds`"
+            raise ValueError(f"Got {both}; give one of them.")
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        if prompt is not None and not (isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)):
+            raise TypeError(f"`prompt` is {prompt!r}; it must be a string, or a list of one or more strings.")
+        if prompt is not None and (self.text_encoder is None or self.tokenizer is None):
+            raise ValueError("`prompt` needs a text encoder and a tokenizer; without them give `prompt_embeds`.")
+        if prompt is None and prompt_embeds.ndim != 3:
+            shape = tuple(prompt_embeds.shape)
+            raise ValueError(f"`prompt_embeds` has shape {shape}; it must be (prompts, tokens, text dim).")
+        if self.transformer is None:
+            raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
+        if output_type != "latent" and self.vae is None:
+            raise ValueError(f'`output_type` is {output_type!r}, and this pipeline has no VAE; use "latent".')
+        if not set(callback_tensor_inputs) <= set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` is {list(callback_tensor_inputs)}; it may name "
+                f"{self._callback_tensor_inputs}."
+            )
+        check_policy(memory)
+        geometry = self.geometry
+        geometry.check_size(height, width)
+        geometry.check_num_frames(num_frames)
+        geometry.check_window(policy_sink_frames(memory, self.config.sink_frames))
+        if policy_positions(memory) == "absolute":
+            geometry.check_absolute_positions(num_frames, type(memory).__name__)
+
+    def _chunk_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """C, F, h and w of one chunk's latents."""
+        factor = self.vae.config.scale_factor_spatial if self.vae is not None else 8
+        return self.transformer.config.in_channels, self.config.chunk_frames, height // factor, width // factor
+
+    def _set_timesteps(self, num_inference_steps: int | None, sigmas: list[float] | None) -> int:
+        """Sets the scheduler's steps, the model's own when the call names none, and counts them."""
+        if num_inference_steps is None and sigmas is None:
+            sigmas = [step / self.scheduler.config.num_train_timesteps for step in self.config.denoising_steps]
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device, sigmas=sigmas)
+        return len(self.scheduler.timesteps)
+
+    def _progress_bar(self, total: int, **defaults: str | bool) -> object:
+        """diffusers' progress bar; what the user configured goes before `defaults`."""
+        configured = getattr(self, "_progress_bar_config", {})
+        self._progress_bar_config = {**defaults, **configured}
+        try:
+            return self.progress_bar(total=total)
+        finally:
+            self._progress_bar_config = configured
+
+
+def _check_noise(latents: torch.Tensor | None, plan: SearchPlan, num_prompts: int) -> None:
+    if latents is None:
+        return
+    if plan.settings.num_beams * plan.settings.num_candidates > 1:
+        raise ValueError(
+            f"`latents` is the noise of one video, and a search of {plan.settings.num_beams} beams with "
+            f"{plan.settings.num_candidates} candidates tries several. Use `num_beams=1, num_candidates=1`."
+        )
+    num_channels, num_frames, *size = plan.latent_shape
+    wanted = (num_prompts, num_channels, plan.num_chunks * num_frames, *size)
+    if tuple(latents.shape) != wanted:
+        raise ValueError(f"`latents` has shape {tuple(latents.shape)}; the noise of this call has {wanted}.")
+
+
+def _lose(candidate: Candidate, reason: str, chunk_index: int, index: int) -> Candidate:
+    logger.warning(f"Chunk {chunk_index}: candidate {index} is lost, {reason}.")
+    return candidate.lose(reason)
+
+
+def _alive(candidates: list[Candidate]) -> list[int]:
+    return [index for index, candidate in enumerate(candidates) if candidate.lost is None]
+
+
+def _newest(chunks: tuple[torch.Tensor, ...], count: int) -> tuple[torch.Tensor, ...]:
+    return chunks[max(len(chunks) - count, 0) :]
+
+
+def _videos(beams: list[Beam], output_type: str) -> np.ndarray | torch.Tensor | list:
+    """The beams' videos in the form that was asked for; beams without a chunk have none."""
+    beams = [beam for beam in beams if beam.latents]
+    if output_type == "latent":
+        return stack([torch.cat(beam.latents, dim=1) for beam in beams])
+    return to_output([torch.cat(beam.frames) for beam in beams], output_type)

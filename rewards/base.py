@@ -1,0 +1,36 @@
+"""What a reward is: any callable `reward(frames, prompt, fps)`, and the base class of the ones that ship.
+
+Axes: B clips, F frames, H height and W width in pixels.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class RewardOutput:
+    """Scores of a batch of clips, higher is better, and what they were made from."""
+
+    score: torch.Tensor  # (B,) float
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)  # name to (B,), for the trace only
+
+
+class Reward(torch.nn.Module):
+    """Base class of the shipped rewards. A plain callable with the signature of `forward` serves as well.
+
+    A subclass that looks at the text leaves `reads_prompt` true: such a reward is refused before any work when a call
+    brings `prompt_embeds` and no words.
+    """
+
+    reads_prompt: bool = True
+
+    def forward(self, frames: torch.Tensor, prompt: list[str], fps: float) -> RewardOutput:
+        """Scores of B clips.
+
+        Args:
+            frames: (B, F, 3, H, W) float in [0, 1].
+            prompt: B texts.
+            fps: frames per second of the clips.
+        """
+        raise NotImplementedError

@@ -1,0 +1,116 @@
+"""Calling a reward on the candidates of one chunk: one batched call, checked; what fails costs one candidate.
+
+Axes: B clips, F frames, H height and W width in pixels.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+RewardFunction = Callable[[torch.Tensor, list[str], float], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class RewardScore:
+    """What a reward said of one clip."""
+
+    score: float | None  # None: it has none
+    parts: dict[str, float] = field(default_factory=dict)
+    problem: str | None = None  # why it has none
+
+
+class RewardFormatError(TypeError):
+    """A reward gave something else than a float per clip. The mistake of its author, not of a candidate."""
+
+
+def resolve_reward(
+    name: str, argument: RewardFunction | bool | None, component: RewardFunction | None
+) -> RewardFunction | None:
+    """The reward that a call uses: its argument; the pipeline's component when that is None; none when it is False.
+
+    Raises:
+        TypeError: it can't be called.
+    """
+    if argument is False:
+        return None
+    reward = component if argument is None else argument
+    if reward is not None and not callable(reward):
+        raise TypeError(
+            f"`{name}` is a {type(reward).__name__}; it must be a callable `reward(frames, prompt, fps)`, None for "
+            "the pipeline's own, or False for none."
+        )
+    return reward
+
+
+def check_readable(name: str, reward: RewardFunction | None, has_words: bool, has_pixels: bool) -> None:
+    """
+    Raises:
+        ValueError: the reward reads what this call does not have.
+    """
+    if reward is not None and not has_pixels:
+        raise ValueError(f"`{name}` reads pixels, and this pipeline has no VAE. Load one, or pass `{name}=False`.")
+    if not has_words and getattr(reward, "reads_prompt", False):
+        raise ValueError(
+            f"`{name}` reads the prompt, and there are only `prompt_embeds`. Say it in words: `reward_prompt=...`."
+        )
+
+
+def score_clips(
+    reward: RewardFunction, frames: torch.Tensor, prompt: str, fps: float, *, name: str
+) -> list[RewardScore]:
+    """A score for each of B clips.
+
+    A call that raises is repeated clip by clip, and clips that raise again, or score no finite number, get None.
+
+    Args:
+        reward: any `reward(frames, prompt, fps)`.
+        frames: (B, F, 3, H, W) uint8.
+        prompt: the text of all clips.
+        name: of the argument that brought the reward, for messages.
+
+    Raises:
+        RewardFormatError: the reward's output is of the wrong type or shape.
+    """
+    try:
+        return _call(reward, frames, prompt, fps, name)
+    except RewardFormatError:
+        raise
+    except Exception as error:  # a reward is foreign code: whatever it raises must cost one candidate, not the run
+        if len(frames) == 1:
+            return [RewardScore(None, problem=f"`{name}` raised {type(error).__name__}: {error}")]
+        logger.warning(f"`{name}` raised {type(error).__name__}: {error}. Trying its {len(frames)} clips one by one.")
+    return [score for clip in frames.split(1) for score in score_clips(reward, clip, prompt, fps, name=name)]
+
+
+def _call(reward: RewardFunction, frames: torch.Tensor, prompt: str, fps: float, name: str) -> list[RewardScore]:
+    batch_size = len(frames)
+    with torch.inference_mode():
+        output = reward(frames.to(torch.float32) / 255.0, [prompt] * batch_size, fps)
+    scores = _numbers(getattr(output, "score", output), batch_size, name)
+    parts = {
+        key: _numbers(values, batch_size, f"{name}, part {key}")
+        for key, values in getattr(output, "parts", {}).items()
+    }
+    return [
+        RewardScore(
+            score if math.isfinite(score) else None,
+            {key: values[row] for key, values in parts.items() if math.isfinite(values[row])},
+            None if math.isfinite(score) else f"`{name}` scored {score}",
+        )
+        for row, score in enumerate(scores)
+    ]
+
+
+def _numbers(values: object, batch_size: int, name: str) -> list[float]:
+    wanted = f"a float tensor of shape ({batch_size},), one score per clip, or a `RewardOutput` with such a `score`"
+    if not torch.is_tensor(values) or not values.is_floating_point():
+        given = f"a {values.dtype} tensor" if torch.is_tensor(values) else f"a {type(values).__name__}"
+        raise RewardFormatError(f"`{name}` gave {given}; it must give {wanted}.")
+    if tuple(values.shape) != (batch_size,):
+        raise RewardFormatError(f"`{name}` gave a tensor of shape {tuple(values.shape)}; it must give {wanted}.")
+    return values.tolist()

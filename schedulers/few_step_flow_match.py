@@ -1,0 +1,162 @@
+"""The few-step schedule of distilled flow-matching models (Self-Forcing, Huang et al. 2025; LongLive).
+
+Each step predicts the clean sample and, but for the last step, noises it again to the next level with fresh noise. The
+schedule holds no cursor: a search denoises many candidates over one scheduler, so `step_between` is told both levels.
+
+`sigma` is a noise level in [0, 1]; a timestep is `sigma * num_train_timesteps`, a float, what the model is fed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput, logging
+from diffusers.utils.torch_utils import randn_tensor
+
+MAX_STEPS = 8
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class FewStepFlowMatchSchedulerOutput(BaseOutput):
+    """
+    Args:
+        prev_sample: the sample at the next noise level, the shape of the input.
+        pred_original_sample: the clean sample predicted on the way.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor
+
+
+class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
+    """Flow matching in 1 to 8 steps.
+
+    Args:
+        num_train_timesteps: the timestep of pure noise.
+        shift: how far the schedule leans to high noise, `sigma = shift * u / (1 + (shift - 1) * u)`.
+    """
+
+    _compatibles = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"]
+    order = 1
+
+    @register_to_config
+    def __init__(self, num_train_timesteps: int = 1000, shift: float = 5.0) -> None:
+        if not shift > 0:
+            raise ValueError(f"`shift` is {shift}; it must be above 0. 1 leaves the levels as they are.")
+        self.init_noise_sigma = 1.0
+        self.set_timesteps(4)
+
+    @classmethod
+    def adopt(cls, scheduler: SchedulerMixin | None) -> "FewStepFlowMatchScheduler":
+        """The scheduler itself when it makes few steps; else one with its `shift`; else the default, with a message.
+
+        Stock Wan folders carry a multistep scheduler that has no `shift`.
+        """
+        if hasattr(scheduler, "step_between"):
+            return scheduler
+        config = {} if scheduler is None else scheduler.config
+        if "shift" in config:
+            return cls(num_train_timesteps=config["num_train_timesteps"], shift=config["shift"])
+        default = cls()
+        logger.warning(
+            f"A {type(scheduler).__name__} has no `shift`; the default few-step schedule with shift "
+            f"{default.config.shift} takes its place."
+        )
+        return default
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        sigmas: list[float] | None = None,
+    ) -> None:
+        """Sets `levels`, `sigmas` and `timesteps`.
+
+        Args:
+            num_inference_steps: n, at u = 1 - i / n for i from 0 to n - 1.
+            device: of `timesteps`. `sigmas` stays on the CPU.
+            sigmas: the levels u *before* the shift, falling, in (0, 1]; in the place of a number of steps.
+
+        Raises:
+            ValueError: no steps, more than 8, levels that do not fall, or a number that is not the levels'.
+        """
+        if sigmas is None:
+            if num_inference_steps is None:
+                raise ValueError("Give `num_inference_steps` or `sigmas`.")
+            sigmas = [1.0 - index / num_inference_steps for index in range(int(num_inference_steps))]
+        levels = [float(level) for level in sigmas]
+        if num_inference_steps not in (None, len(levels)):
+            raise ValueError(
+                f"`num_inference_steps` is {num_inference_steps}, but `sigmas` has {len(levels)} levels. Give one."
+            )
+        if not 1 <= len(levels) <= MAX_STEPS:
+            raise ValueError(f"{len(levels)} steps were asked for; this scheduler makes 1 to {MAX_STEPS}.")
+        if not all(0 < level <= 1 for level in levels) or sorted(set(levels), reverse=True) != levels:
+            raise ValueError(f"`sigmas` is {levels}; levels lie in (0, 1] and fall from step to step.")
+        self.num_inference_steps = len(levels)
+        shift = self.config.shift
+        # Python floats are float64: neither a timestep nor a level is ever rounded to the model's dtype.
+        self.levels = tuple(shift * u / (1.0 + (shift - 1.0) * u) for u in levels)
+        self.sigmas = torch.tensor((*self.levels, 0.0), dtype=torch.float32)
+        self.timesteps = torch.tensor(
+            [self.config.num_train_timesteps * level for level in self.levels], dtype=torch.float32, device=device
+        )
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | None = None) -> torch.Tensor:
+        """The sample as it is: flow matching feeds it unscaled."""
+        return sample
+
+    @staticmethod
+    def clean_sample(velocity: torch.Tensor, sample: torch.Tensor, sigma: float) -> torch.Tensor:
+        """`x_0 = x - sigma * v`, in float64 where the device has it, in the dtype of `sample`."""
+        exact = torch.float32 if sample.device.type in ("mps", "npu") else torch.float64
+        return (sample.to(exact) - sigma * velocity.to(exact)).to(sample.dtype)
+
+    @staticmethod
+    def add_noise(original_samples: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+        """The flow-matching forward process, `x_sigma = (1 - sigma) * x_0 + sigma * noise`."""
+        return (1.0 - sigma) * original_samples + sigma * noise
+
+    def step_between(
+        self,
+        velocity: torch.Tensor,
+        sample: torch.Tensor,
+        sigma: float,
+        next_sigma: float = 0.0,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """From noise level `sigma` to `next_sigma`; at 0, the last step, no noise is needed.
+
+        Args:
+            velocity: what the model gave for `sample`, any shape.
+            sample: the noisy sample, the same shape.
+            noise: fresh Gaussian noise, the same shape.
+        """
+        clean = self.clean_sample(velocity, sample, sigma)
+        return clean if next_sigma == 0.0 else self.add_noise(clean, noise, next_sigma)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> FewStepFlowMatchSchedulerOutput | tuple[torch.Tensor]:
+        """The diffusers form: the levels are looked up from `timestep`, the noise is drawn from `generator`."""
+        index = int((self.timesteps.cpu() - float(timestep)).abs().argmin())
+        sigma, next_sigma = (*self.levels, 0.0)[index : index + 2]
+        noise = None
+        if next_sigma > 0.0:
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+        clean = self.clean_sample(model_output, sample, sigma)
+        previous = self.step_between(model_output, sample, sigma, next_sigma, noise)
+        if not return_dict:
+            return (previous, clean)
+        return FewStepFlowMatchSchedulerOutput(prev_sample=previous, pred_original_sample=clean)
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps

@@ -1,0 +1,76 @@
+"""Which videos fit a model: chunks, window, sizes in pixels, and the end of the rotary table."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VideoGeometry:
+    """The units in which a pipeline makes video. A check raises ValueError and names the nearest allowed values."""
+
+    chunk_frames: int  # latent frames
+    window_frames: int  # latent frames of context, the first sink and the current chunk included
+    temporal_factor: int  # pixel frames per latent frame, but for the first
+    row_factor: int  # pixels per token, downwards
+    column_factor: int  # and across
+    longest_frames: int  # latent frames for which there are absolute positions
+
+    def num_latent_frames(self, num_frames: int) -> int:
+        return (num_frames - 1) // self.temporal_factor + 1
+
+    def num_chunks(self, num_frames: int) -> int:
+        return self.num_latent_frames(num_frames) // self.chunk_frames
+
+    def num_frames(self, num_chunks: int) -> int:
+        """Pixel frames of a video of so many chunks."""
+        return self.temporal_factor * (num_chunks * self.chunk_frames - 1) + 1
+
+    def check_size(self, height: int, width: int) -> None:
+        for name, value, factor in (("height", height, self.row_factor), ("width", width, self.column_factor)):
+            if value < factor or value % factor:
+                lower = max(value // factor, 1) * factor
+                nearest = f"{lower}" if value < factor else f"{lower} or {lower + factor}"
+                raise ValueError(f"`{name}` is {value}; it must be a multiple of {factor} pixels. Use {nearest}.")
+
+    def check_num_frames(self, num_frames: int) -> None:
+        step = self.temporal_factor * self.chunk_frames
+        if num_frames >= self.num_frames(1) and (num_frames - self.num_frames(1)) % step == 0:
+            return
+        chunks = max((num_frames - self.num_frames(1)) // step + 1, 1)
+        nearest = f"{self.num_frames(chunks)}"
+        if num_frames > self.num_frames(1):
+            nearest += f" or {self.num_frames(chunks + 1)}"
+        raise ValueError(
+            f"`num_frames` is {num_frames}; with chunks of {self.chunk_frames} latent frames it must be "
+            f"{step} k - {self.temporal_factor - 1}. Use {nearest}."
+        )
+
+    def check_window(self, sink_frames: int) -> None:
+        least = sink_frames + self.chunk_frames
+        if self.window_frames < least:
+            raise ValueError(
+                f"`window_frames` is {self.window_frames}; it counts the first sinks ({sink_frames}) and the current "
+                f"chunk ({self.chunk_frames}), so it must be {least} or more."
+            )
+
+    def check_absolute_positions(self, num_frames: int, policy_name: str) -> None:
+        latent_frames = self.num_latent_frames(num_frames)
+        if latent_frames > self.longest_frames:
+            most = self.num_frames(self.longest_frames // self.chunk_frames)
+            raise ValueError(
+                f"`num_frames` is {num_frames}, that is {latent_frames} latent frames, and absolute positions end at "
+                f"{self.longest_frames}. Use {most} frames or fewer, or a memory policy with relative positions, "
+                f'such as {policy_name}(positions="relative").'
+            )
+
+
+def check_chunk_multiple(name: str, value: int, chunk_frames: int) -> None:
+    """
+    Raises:
+        ValueError: `value` latent frames are no whole number of chunks.
+    """
+    if value % chunk_frames:
+        lower = value // chunk_frames * chunk_frames
+        raise ValueError(
+            f"`{name}` is {value}; it must be a multiple of `chunk_frames`, {chunk_frames}. "
+            f"Use {lower} or {lower + chunk_frames}."
+        )

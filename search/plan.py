@@ -1,0 +1,88 @@
+"""What a call asks for, and one prompt's search as it stands."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from . import beam, memory_sinking, settings, trace
+
+Reward = Callable[[torch.Tensor, list[str], float], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class SearchPlan:
+    """What the searches of a call have in common. Nothing of it changes while they run."""
+
+    settings: "settings.SearchSettings"
+    policy: "memory_sinking.MemoryPolicy"
+    image_reward: Reward | None
+    video_reward: Reward | None
+    num_chunks: int
+    latent_shape: tuple[int, int, int, int]  # one chunk's C, F, h, w
+    sink_frames: int  # first latent frames that are sinks: the policy's say
+    rolling_frames: int  # latent frames of the window without the first sinks, with the current chunk
+    levels: tuple[float, ...]  # sigma of every step, then 0
+    timesteps: torch.Tensor  # (steps,)
+    has_pixels: bool  # whether anybody looks at frames
+    attention_kwargs: dict[str, float] | None = None
+    callback_on_step_end: Callable | None = None
+    callback_tensor_inputs: tuple[str, ...] = ("latents",)
+    callback_on_chunk_end: Callable | None = None
+
+    @property
+    def has_reward(self) -> bool:
+        return self.image_reward is not None or self.video_reward is not None
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.levels) - 1
+
+
+@dataclass(eq=False)
+class PromptSearch:
+    """One prompt's search: the beams after the last finished chunk, and the record so far."""
+
+    plan: SearchPlan
+    prompt_embeds: torch.Tensor  # (1, L, text dim); a callback may replace it
+    prompt_memory: object  # the models' cross-attention keys and values of it
+    reward_prompt: str
+    noise: torch.Tensor | None  # (C, F, h, w) of the whole video, if the caller gave it
+    beams: "list[beam.Beam]"  # best first
+    trace: "trace.SearchTrace"
+
+    def best_beams(self, count: int) -> "list[beam.Beam]":
+        """The first `count` beams in their final order, or in that of the last chunk while there is none."""
+        order = range(len(self.beams)) if self.trace.final is None else self.trace.final.order
+        return [self.beams[index] for index in order][:count]
+
+
+def check_kept(kept: list[int], candidates: "list[beam.Candidate]", num_beams: int) -> list[int]:
+    """A callback's choice of candidates.
+
+    Raises:
+        ValueError: it names none, too many, one twice, or one that was lost.
+    """
+    kept = [int(index) for index in kept]
+    possible = [index for index, candidate in enumerate(candidates) if candidate.lost is None]
+    if not 1 <= len(kept) <= num_beams or len({*kept} & {*possible}) != len(kept):
+        raise ValueError(
+            f"`callback_on_chunk_end` returned `kept` {kept}; it must name 1 to {num_beams} different candidates "
+            f"of {possible}."
+        )
+    return kept
+
+
+def per_prompt(name: str, value: object, num_prompts: int) -> list:
+    """One value for each prompt.
+
+    Raises:
+        ValueError: a list of another length.
+    """
+    if not isinstance(value, list):
+        return [value] * num_prompts
+    if len(value) != num_prompts:
+        raise ValueError(
+            f"`{name}` is a list of {len(value)}, and there are {num_prompts} prompts; give one each, or one for all."
+        )
+    return value

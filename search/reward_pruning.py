@@ -1,0 +1,56 @@
+"""Unit 2, reward pruning: short and long scores, their fusion, and who is kept (paper section 3.2)."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Score = TypeVar("Score", float, torch.Tensor)
+
+
+def fusion_weight(chunk_index: int, num_chunks: int, cap: float) -> float:
+    """Weight of the short score, `w = min(n / (N - 1), tau)`: chunk 0 is ranked on the long score alone.
+
+    0 for a video of one chunk. `num_chunks` is the horizon when a stream has no known end.
+    """
+    return 0.0 if num_chunks == 1 else min(chunk_index / (num_chunks - 1), cap)
+
+
+def fuse_scores(short: Score, long: Score, chunk_index: int, num_chunks: int, cap: float) -> Score:
+    """`w * short + (1 - w) * long` with the weight of `fusion_weight`; floats or tensors of one shape.
+
+    Args:
+        short: image reward of the new chunk.
+        long: video reward of the window that ends with it.
+        chunk_index: n, from 0 to N - 1.
+        num_chunks: N.
+        cap: tau.
+    """
+    weight = fusion_weight(chunk_index, num_chunks, cap)
+    return weight * short + (1.0 - weight) * long
+
+
+def normalize_scores(scores: Sequence[float], method: str | None) -> list[float]:
+    """The scores of one chunk's candidates on a common scale.
+
+    Args:
+        scores: of one reward, all finite.
+        method: None leaves them; "zscore" gives mean 0 and standard deviation 1 (all 0 when they are equal); "rank"
+            gives 0 for the lowest to 1 for the highest, equal scores sharing the mean of their ranks.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if method is None or values.size == 0:
+        return values.tolist()
+    if method == "zscore":
+        deviation = values.std()
+        return ((values - values.mean()) / (deviation if deviation > 0 else 1.0)).tolist()
+    below = (values[None, :] < values[:, None]).sum(axis=1)
+    equal = (values[None, :] == values[:, None]).sum(axis=1) - 1
+    return ((below + equal / 2) / max(values.size - 1, 1)).tolist()
+
+
+def keep_best(scores: Sequence[float | None], num_beams: int) -> list[int]:
+    """Indices of the `num_beams` best scores, best first, ties in order of arrival; None is never kept."""
+    alive = [index for index, score in enumerate(scores) if score is not None]
+    return sorted(alive, key=lambda index: -scores[index])[:num_beams]

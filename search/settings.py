@@ -1,0 +1,73 @@
+"""The numbers of a search, checked once, before any work."""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from . import memory_sinking, noise_propagation
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a call asks of the search; the names are those of `StreamT1Pipeline.__call__`."""
+
+    num_beams: int = 2  # K, kept after each chunk
+    num_candidates: int = 2  # M, tried per beam
+    noise_correlation: float = -0.1  # beta of unit 1
+    short_weight_cap: float = 0.4  # tau of unit 2
+    score_normalization: Literal["zscore", "rank"] | None = None
+    reward_window: int = 10  # chunks that the long score reads
+    candidate_seeds: Literal["independent", "reference"] = "independent"
+    final_selection: Literal["video_reward", "score"] = "video_reward"
+
+    def __post_init__(self) -> None:
+        for name in ("num_beams", "num_candidates", "reward_window"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"`{name}` is {value!r}, a {type(value).__name__}; it must be a whole number.")
+            if value < 1:
+                raise ValueError(f"`{name}` is {value}; it must be 1 or more.")
+        if not -1.0 < self.noise_correlation < 1.0:
+            raise ValueError(
+                f"`noise_correlation` is {self.noise_correlation}; it must lie between -1 and 1, both excluded. "
+                "The paper's value is -0.1; 0 makes every chunk's noise independent."
+            )
+        if not 0.0 <= self.short_weight_cap <= 1.0:
+            raise ValueError(f"`short_weight_cap` is {self.short_weight_cap}; it must lie in [0, 1].")
+        self._check_choice("score_normalization", (None, "zscore", "rank"))
+        self._check_choice("candidate_seeds", tuple(noise_propagation.SEED_MODES))
+        self._check_choice("final_selection", ("video_reward", "score"))
+
+    def _check_choice(self, name: str, allowed: tuple[str | None, ...]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+
+    def as_config(self, memory: "memory_sinking.MemoryPolicy") -> dict[str, object]:
+        """What the trace keeps of the call."""
+        policy = vars(memory) if hasattr(memory, "__dict__") else {}
+        plain = {name: value for name, value in policy.items() if isinstance(value, bool | int | float | str | None)}
+        return {**asdict(self), "memory": {"policy": type(memory).__name__, **plain}}
+
+
+def check_policy(memory: object) -> None:
+    """
+    Raises:
+        TypeError: `memory` has not what a memory policy has.
+    """
+    missing = [name for name in ("route", "evict") if not callable(getattr(memory, name, None))]
+    if missing or isinstance(memory, type):
+        given = f"the class {memory.__name__}" if isinstance(memory, type) else f"a {type(memory).__name__}"
+        raise TypeError(
+            f"`memory` is {given}, not a memory policy. Use SlidingWindow(), StaticSink(), EMASink() or "
+            "RewardRoutedSink(), or an object with the methods `route` and `evict`."
+        )
+
+
+def policy_positions(memory: object) -> str:
+    """The policy's numbering of frames; absolute when it names none."""
+    return getattr(memory, "positions", "absolute")
+
+
+def policy_sink_frames(memory: object, sink_frames: int) -> int:
+    """How many first frames the policy keeps as sinks; the pipeline's `sink_frames` when it has no say."""
+    return memory.first_sink_frames(sink_frames) if hasattr(memory, "first_sink_frames") else sink_frames

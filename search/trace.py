@@ -1,0 +1,127 @@
+"""The record of a search: what was tried, what it scored, what was kept and remembered, and what it cost.
+
+Plain numbers and text, no tensors: `trace.save("trace.json")`, `SearchTrace.load("trace.json")`.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from os import PathLike
+
+import torch
+
+from . import beam
+
+STAGES = ("denoise", "clean_pass", "decode", "reward")
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+@dataclass(frozen=True)
+class CandidateTrace:
+    """One candidate of one chunk."""
+
+    parent: int  # index among the beams before this chunk, best first; 0 at chunk 0
+    seed: int
+    short: float | None  # image reward of the chunk; None when lost
+    long: float | None  # video reward of the window
+    score: float | None  # the two fused, after normalisation if any
+    kept: bool
+    route: str | None  # decided for this chunk, for when it leaves the window; None at chunk 0
+    parts: dict[str, float] = field(default_factory=dict)  # "image.NAME" and "video.NAME" to the reward's parts
+    lost: str | None = None  # why it has no score
+
+    @classmethod
+    def of(cls, candidate: "beam.Candidate", kept: bool) -> "CandidateTrace":
+        names = (field.name for field in fields(cls) if field.name != "kept")
+        return cls(kept=kept, **{name: getattr(candidate, name) for name in names})
+
+
+@dataclass(frozen=True)
+class EvictionTrace:
+    """A chunk that left a kept beam's window."""
+
+    beam: int  # index among the kept beams, best first
+    chunk: int  # which chunk left
+    route: str  # as decided when it was made
+    done: str  # as done; a full sink makes an average of an append
+
+
+@dataclass
+class ChunkWork:
+    """What one chunk cost. Filled while the chunk is made."""
+
+    forwards: int = 0  # transformer chunk forwards while denoising; a batch of 3 counts 3
+    clean_passes: int = 0  # transformer chunk forwards that commit kept candidates to memory
+    latents_decoded: int = 0  # latent frames through the VAE decoder
+    frames_scored: int = 0  # frames that rewards read
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def timed(self, stage: str, device: torch.device) -> Iterator[None]:
+        """Adds the wall time of the block to `seconds[stage]`, the device's queue included."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self.seconds[stage] += time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class ChunkTrace:
+    """One chunk of the search."""
+
+    fusion_weight: float  # of the short score
+    candidates: list[CandidateTrace]  # in order of parents
+    evicted: list[EvictionTrace]  # as the chunk was committed
+    sinks: list[list[int]]  # per kept beam, the first latent frame of each sink
+    work: ChunkWork
+
+
+@dataclass(frozen=True)
+class FinalTrace:
+    """The order of the last beams."""
+
+    selection: str  # "video_reward" or "score"
+    order: list[int]  # indices of the last chunk's kept beams, best first
+    scores: list[float | None]  # in that order; None where the reward gave no number
+
+
+@dataclass(frozen=True)
+class SearchTrace:
+    """One prompt's search."""
+
+    config: dict[str, Json]
+    seed: int  # base of the candidates' seeds
+    fps: float
+    version: str  # of this project
+    chunks: list[ChunkTrace]
+    final: FinalTrace | None = None  # None while the search runs
+    monitors: dict[str, list[list[float]]] = field(default_factory=dict)  # name to, per chunk, the kept candidates
+
+    def save(self, path: str | PathLike) -> None:
+        """Writes the trace as JSON."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=1, allow_nan=False)
+
+    @classmethod
+    def load(cls, path: str | PathLike) -> "SearchTrace":
+        """Reads what `save` wrote."""
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        chunks = [
+            ChunkTrace(
+                fusion_weight=chunk["fusion_weight"],
+                candidates=[CandidateTrace(**candidate) for candidate in chunk["candidates"]],
+                evicted=[EvictionTrace(**eviction) for eviction in chunk["evicted"]],
+                sinks=chunk["sinks"],
+                work=ChunkWork(**chunk["work"]),
+            )
+            for chunk in content.pop("chunks")
+        ]
+        final = content.pop("final")
+        return cls(**content, chunks=chunks, final=None if final is None else FinalTrace(**final))
