@@ -126,7 +126,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         chunk_frames: int = 3,
         window_frames: int = 12,
         sink_frames: int = 3,
-        denoising_steps: tuple[int, ...] = (1000, 750, 500, 250),
+        denoising_steps: tuple = (1000, 750, 500, 250),
         fps: int = 16,
         default_height: int = 480,
         default_width: int = 832,

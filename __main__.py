@@ -1,0 +1,91 @@
+"""The command line: `python -m stream_t1 "PROMPT" -o out.mp4`, or `stream-t1` once installed.
+
+A command is a function that adds its arguments to a parser and names what runs them; COMMANDS lists them. A first
+argument that is no command is a prompt, for `generate`.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Turns a prompt into a video, by beam search, with the demo model that comes with the package."
+    )
+    parser.add_argument("prompt", help='for example "a red circle moving left on a white background"')
+    parser.add_argument("-o", "--output", type=Path, default=Path("out.mp4"), help="default: %(default)s")
+    parser.add_argument("--num-frames", type=int, default=81, help="12 k - 3; default: %(default)s, 5 seconds")
+    parser.add_argument("--num-beams", type=int, default=2, help="kept after each chunk; default: %(default)s")
+    parser.add_argument("--num-candidates", type=int, default=2, help="tried per beam; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.set_defaults(run=generate)
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Writes the video, and the trace of its search as JSON beside it."""
+    if not arguments.output.parent.is_dir():
+        raise ValueError(f"`--output` is {arguments.output}; there is no folder {arguments.output.parent}.")
+    import torch
+
+    from .demo import load_pipeline, vocabulary_note
+
+    note = vocabulary_note(arguments.prompt)
+    if note is not None:
+        print(note, file=sys.stderr)
+    pipe = load_pipeline()
+    begin = time.perf_counter()
+    output = pipe(
+        arguments.prompt,
+        num_frames=arguments.num_frames,
+        num_beams=arguments.num_beams,
+        num_candidates=arguments.num_candidates,
+        generator=torch.Generator().manual_seed(arguments.seed),
+    )
+    seconds = time.perf_counter() - begin
+    frames, trace = output.frames[0], output.trace
+    trace_path = arguments.output.with_suffix(".json")
+    write_video((frames * 255).round().astype("uint8"), arguments.output, trace.fps)
+    trace.save(trace_path)
+    tried = sum(len(chunk.candidates) for chunk in trace.chunks)
+    print(f"{arguments.output}: {len(frames)} frames, the best of {tried} candidates, found in {seconds:.1f} s")
+    print(f"{trace_path}: the trace of the search")
+
+
+def write_video(frames: "numpy.ndarray", path: Path, fps: float) -> None:  # noqa: F821 - numpy is slow to import
+    """Writes frames (F, H, W, 3) uint8 as H.264."""
+    import imageio_ffmpeg
+
+    height, width = frames.shape[1:3]
+    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, quality=8, macro_block_size=2)
+    writer.send(None)  # starts the encoder
+    for frame in frames:
+        writer.send(frame.tobytes())
+    writer.close()
+
+
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {"generate": add_generate}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; a mistake of the caller's is one line on standard error and status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] not in (*COMMANDS, "-h", "--help"):
+        argv = ["generate", *argv]
+    parser = argparse.ArgumentParser(prog="stream-t1", description="Test-time search for streaming video models.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, add in COMMANDS.items():
+        add(commands.add_parser(name))
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, TypeError) as error:
+        print(f"stream-t1: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
