@@ -1,0 +1,51 @@
+"""The record of a search survives a file."""
+
+import json
+
+import pytest
+import torch
+from conftest import brightness, contrast
+
+from stream_t1.rewards import RewardOutput
+from stream_t1.search import RewardRoutedSink, SearchTrace
+
+
+@pytest.fixture
+def trace(toy_pipeline, embeds):
+    memory = RewardRoutedSink(quality_threshold=-1e9, transition_threshold=-1e9)
+    return toy_pipeline(
+        prompt_embeds=embeds,
+        num_frames=57,
+        generator=torch.Generator().manual_seed(11),
+        image_reward=lambda f, p, s: RewardOutput(brightness(f, p, s), {"red": f[:, :, 0].mean(dim=(1, 2, 3))}),
+        video_reward=contrast,
+        memory=memory,
+        candidate_seeds="reference",
+        reward_prompt="a red circle",
+    ).trace
+
+
+def test_a_trace_is_the_same_after_saving_and_loading(trace, tmp_path):
+    trace.save(tmp_path / "trace.json")
+    assert SearchTrace.load(tmp_path / "trace.json") == trace
+
+
+def test_a_trace_says_what_was_asked(trace):
+    assert trace.seed == 11 and trace.fps == 16.0 and trace.version.count(".") == 2
+    wanted = {"prompt": "a red circle", "num_beams": 2, "height": 16, "num_frames": 57, "noise_correlation": -0.1}
+    assert wanted.items() <= trace.config.items()
+    assert trace.config["memory"]["policy"] == "RewardRoutedSink" and trace.config["memory"]["ema_decay"] == 0.999
+
+
+def test_a_trace_holds_every_candidate_with_its_parts(trace):
+    assert [len(chunk.candidates) for chunk in trace.chunks] == [4] * 5
+    candidate = trace.chunks[2].candidates[3]
+    assert candidate.parent == 1 and 0 < candidate.parts["image.red"] < 1
+    assert candidate.score == pytest.approx(0.4 * candidate.short + 0.6 * candidate.long)
+    assert [chunk.candidates[0].route for chunk in trace.chunks] == [None, *["append"] * 4]
+
+
+def test_a_trace_is_plain_json(trace, tmp_path):
+    trace.save(tmp_path / "trace.json")
+    content = json.loads((tmp_path / "trace.json").read_text())
+    assert content["chunks"][3]["evicted"][0] == {"beam": 0, "chunk": 1, "route": "append", "done": "append"}
