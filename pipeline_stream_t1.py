@@ -36,7 +36,7 @@ from .models.transformer_causal_wan import CausalWanTransformer3DModel
 from .rewards.base import Reward  # noqa: F401
 from .rewards.scoring import RewardFunction, RewardScore, check_readable, resolve_reward, score_clips
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
-from .search.beam import Beam, Candidate
+from .search.beam import Beam, Candidate, alive_indices, lose, newest
 from .search.geometry import VideoGeometry, check_chunk_multiple
 from .search.memory_sinking import MemoryPolicy, RewardRoutedSink, Route, make_room
 from .search.noise_propagation import (
@@ -47,7 +47,7 @@ from .search.noise_propagation import (
     propagate_noise,
     split_evenly,
 )
-from .search.plan import PromptSearch, SearchPlan, check_kept, per_prompt
+from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise, per_prompt
 from .search.reward_pruning import fuse_scores, fusion_weight, keep_best, normalize_scores
 from .search.settings import SearchSettings, check_policy, policy_positions, policy_sink_frames
 from .search.trace import CandidateTrace, ChunkTrace, ChunkWork, EvictionTrace, FinalTrace, SearchTrace
@@ -315,7 +315,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             callback_tensor_inputs=tensor_inputs,
             callback_on_chunk_end=callback_on_chunk_end,
         )
-        _check_noise(latents, plan, num_prompts)
+        check_noise(latents, plan, num_prompts)
         self._interrupt, self._attention_kwargs, self._current_timestep = False, attention_kwargs, None
 
         if prompt_embeds is None:
@@ -429,7 +429,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 for row, is_finite in enumerate(finite):
                     candidate = Candidate(parent_index, seeds[row], noise[row], latents[row])
                     if not is_finite:
-                        candidate = _lose(candidate, "its latents are not finite", chunk_index, len(candidates))
+                        candidate = lose(candidate, "its latents are not finite", chunk_index, len(candidates))
                     candidates.append(candidate)
         return candidates
 
@@ -497,11 +497,11 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             ("image", plan.image_reward, 0),
             ("video", plan.video_reward, settings.reward_window - 1),
         ):
-            alive = _alive(scored)
+            alive = alive_indices(scored)
             results = [RewardScore(0.0)] * len(alive)
             if reward is not None and alive:
                 clips = [
-                    torch.cat((*_newest(search.beams[scored[i].parent].frames, num_past), scored[i].frames))
+                    torch.cat((*newest(search.beams[scored[i].parent].frames, num_past), scored[i].frames))
                     for i in alive
                 ]
                 work.frames_scored += sum(map(len, clips))
@@ -510,10 +510,10 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     results = score_clips(reward, clips, search.reward_prompt, search.trace.fps, name=f"{kind}_reward")
             for index, result in zip(alive, results, strict=True):
                 if result.score is None:
-                    scored[index] = _lose(scored[index], result.problem, chunk_index, index)
+                    scored[index] = lose(scored[index], result.problem, chunk_index, index)
                 else:
                     scored[index] = scored[index].with_reward(kind, result.score, result.parts)
-        alive = _alive(scored)
+        alive = alive_indices(scored)
         short = normalize_scores([scored[index].short for index in alive], settings.score_normalization)
         long = normalize_scores([scored[index].long for index in alive], settings.score_normalization)
         for index, *pair in zip(alive, short, long, strict=True):
@@ -678,33 +678,6 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             return self.progress_bar(total=total)
         finally:
             self._progress_bar_config = configured
-
-
-def _check_noise(latents: torch.Tensor | None, plan: SearchPlan, num_prompts: int) -> None:
-    if latents is None:
-        return
-    if plan.settings.num_beams * plan.settings.num_candidates > 1:
-        raise ValueError(
-            f"`latents` is the noise of one video, and a search of {plan.settings.num_beams} beams with "
-            f"{plan.settings.num_candidates} candidates tries several. Use `num_beams=1, num_candidates=1`."
-        )
-    num_channels, num_frames, *size = plan.latent_shape
-    wanted = (num_prompts, num_channels, plan.num_chunks * num_frames, *size)
-    if tuple(latents.shape) != wanted:
-        raise ValueError(f"`latents` has shape {tuple(latents.shape)}; the noise of this call has {wanted}.")
-
-
-def _lose(candidate: Candidate, reason: str, chunk_index: int, index: int) -> Candidate:
-    logger.warning(f"Chunk {chunk_index}: candidate {index} is lost, {reason}.")
-    return candidate.lose(reason)
-
-
-def _alive(candidates: list[Candidate]) -> list[int]:
-    return [index for index, candidate in enumerate(candidates) if candidate.lost is None]
-
-
-def _newest(chunks: tuple[torch.Tensor, ...], count: int) -> tuple[torch.Tensor, ...]:
-    return chunks[max(len(chunks) - count, 0) :]
 
 
 def _videos(beams: list[Beam], output_type: str) -> np.ndarray | torch.Tensor | list:

@@ -8,6 +8,9 @@ Axes: C channels, F latent frames (or pixel frames), H and W latent (or pixel) h
 from dataclasses import dataclass, field, replace
 
 import torch
+from diffusers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +53,6 @@ class Candidate:
             return replace(self, short=score, parts=named)
         return replace(self, long=score, parts=named)
 
-    def lose(self, reason: str) -> "Candidate":
-        """The candidate without scores, pixels and decoder state."""
-        return replace(self, lost=reason, short=None, long=None, score=None, frames=None, decoder_state=None)
-
     def extend(self, parent: Beam) -> Beam:
         """The parent beam with this chunk at its end; its memory is still the parent's."""
         return replace(
@@ -68,3 +67,19 @@ class Candidate:
             routes=(*parent.routes, self.route),
             score=self.score,
         )
+
+
+def lose(candidate: Candidate, reason: str, chunk_index: int, index: int) -> Candidate:
+    """The candidate without scores, pixels and decoder state, and a warning that says which and why."""
+    logger.warning(f"Chunk {chunk_index}: candidate {index} is lost, {reason}.")
+    return replace(candidate, lost=reason, short=None, long=None, score=None, frames=None, decoder_state=None)
+
+
+def alive_indices(candidates: list[Candidate]) -> list[int]:
+    """The candidates that are not lost."""
+    return [index for index, candidate in enumerate(candidates) if candidate.lost is None]
+
+
+def newest(chunks: tuple[torch.Tensor, ...], count: int) -> tuple[torch.Tensor, ...]:
+    """The last `count` chunks, or all when there are fewer."""
+    return chunks[max(len(chunks) - count, 0) :]

@@ -57,6 +57,24 @@ class PromptSearch:
         return [self.beams[index] for index in order][:count]
 
 
+def check_noise(latents: torch.Tensor | None, plan: SearchPlan, num_prompts: int) -> None:
+    """
+    Raises:
+        ValueError: the caller's noise is not that of these videos, or there is a search, which needs noise of its own.
+    """
+    if latents is None:
+        return
+    if plan.settings.num_beams * plan.settings.num_candidates > 1:
+        raise ValueError(
+            f"`latents` is the noise of one video, and a search of {plan.settings.num_beams} beams with "
+            f"{plan.settings.num_candidates} candidates tries several. Use `num_beams=1, num_candidates=1`."
+        )
+    num_channels, num_frames, *size = plan.latent_shape
+    wanted = (num_prompts, num_channels, plan.num_chunks * num_frames, *size)
+    if tuple(latents.shape) != wanted:
+        raise ValueError(f"`latents` has shape {tuple(latents.shape)}; the noise of this call has {wanted}.")
+
+
 def check_kept(kept: list[int], candidates: "list[beam.Candidate]", num_beams: int) -> list[int]:
     """A callback's choice of candidates.
 
@@ -64,7 +82,7 @@ def check_kept(kept: list[int], candidates: "list[beam.Candidate]", num_beams: i
         ValueError: it names none, too many, one twice, or one that was lost.
     """
     kept = [int(index) for index in kept]
-    possible = [index for index, candidate in enumerate(candidates) if candidate.lost is None]
+    possible = beam.alive_indices(candidates)
     if not 1 <= len(kept) <= num_beams or len({*kept} & {*possible}) != len(kept):
         raise ValueError(
             f"`callback_on_chunk_end` returned `kept` {kept}; it must name 1 to {num_beams} different candidates "
