@@ -296,7 +296,8 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 f"{num_beams} or fewer videos, or more beams."
             )
 
-        self._num_timesteps = self._set_timesteps(num_inference_steps, sigmas)
+        device = self._execution_device
+        self._num_timesteps = self._set_timesteps(num_inference_steps, sigmas, device)
         sink_frames = policy_sink_frames(memory, self.config.sink_frames)
         plan = SearchPlan(
             settings=settings,
@@ -309,6 +310,8 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             rolling_frames=self.config.window_frames - sink_frames,
             levels=(*self.scheduler.levels, 0.0),
             timesteps=self.scheduler.timesteps,
+            device=device,
+            dtype=self.transformer.dtype,
             has_pixels=output_type != "latent" or image_reward is not None or video_reward is not None,
             attention_kwargs=attention_kwargs,
             callback_on_step_end=callback_on_step_end,
@@ -319,8 +322,8 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self._interrupt, self._attention_kwargs, self._current_timestep = False, attention_kwargs, None
 
         if prompt_embeds is None:
-            prompt_embeds = self.encode_prompt(prompt, max_sequence_length=max_sequence_length)
-        prompt_embeds = prompt_embeds.to(self._execution_device, self.transformer.dtype)
+            prompt_embeds = self.encode_prompt(prompt, max_sequence_length, device)
+        prompt_embeds = prompt_embeds.to(device, plan.dtype)
         numbers = ("chunk_frames", "window_frames", "sink_frames")
         config = {**{name: self.config[name] for name in numbers}, "levels": list(plan.levels[:-1])}
         config |= {"height": height, "width": width, "num_frames": num_frames, **settings.as_config(memory)}
@@ -420,7 +423,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 if search.noise is not None:
                     frames = slice(chunk_index * num_frames, (chunk_index + 1) * num_frames)
                     noise = search.noise[None, :, frames].transpose(1, 2).to(fresh)
-                with work.timed("denoise", self._execution_device):
+                with work.timed("denoise", plan.device):
                     latents = self._denoise(search, parent, noise, generators, progress)
                 if latents is None:
                     return None
@@ -444,7 +447,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """The candidates of one beam as one batch: noise (M, F, C, h, w) to clean latents (M, C, F, h, w), float32."""
         plan = search.plan
         context = self._context(search, parent)
-        latents = noise.to(self._execution_device).transpose(1, 2)
+        latents = noise.to(plan.device).transpose(1, 2)
         for step, timestep in enumerate(plan.timesteps):
             if self._interrupt:
                 return None
@@ -474,7 +477,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """
         decoder = StreamingWanDecoder(self.vae)
         decoded = list(candidates)
-        with work.timed("decode", self._execution_device):
+        with work.timed("decode", search.plan.device):
             for parent_index, parent in enumerate(search.beams):
                 rows = [i for i, c in enumerate(candidates) if c.parent == parent_index and c.lost is None]
                 search.beams[parent_index] = replace(parent, decoder_state=None)
@@ -505,7 +508,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     for i in alive
                 ]
                 work.frames_scored += sum(map(len, clips))
-                with work.timed("reward", self._execution_device):
+                with work.timed("reward", plan.device):
                     clips = torch.stack(clips)
                     results = score_clips(reward, clips, search.reward_prompt, search.trace.fps, name=f"{kind}_reward")
             for index, result in zip(alive, results, strict=True):
@@ -541,7 +544,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             if not rows:
                 continue
             record = ChunkRecord()
-            with work.timed("clean_pass", self._execution_device):
+            with work.timed("clean_pass", plan.device):
                 context = self._context(search, parent).recording(record)
                 latents = torch.stack([survivors[row].latents for row in rows])
                 self._velocity(search, latents, plan.timesteps.new_zeros(()), context)
@@ -562,14 +565,14 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             head_dim=self.transformer.config.attention_head_dim,
             positions=policy_positions(search.plan.policy),
             prompt=search.prompt_memory,
-            device=self._execution_device,
+            device=search.plan.device,
         )
 
     def _velocity(
         self, search: PromptSearch, latents: torch.Tensor, timestep: torch.Tensor, context: ChunkContext
     ) -> torch.Tensor:
         return self.transformer(
-            hidden_states=latents.to(self.transformer.dtype),
+            hidden_states=latents.to(search.plan.dtype),
             timestep=timestep.expand(latents.shape[0]),
             encoder_hidden_states=search.prompt_embeds,
             attention_kwargs=search.plan.attention_kwargs,
@@ -663,11 +666,11 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         factor = self.vae.config.scale_factor_spatial if self.vae is not None else 8
         return self.transformer.config.in_channels, self.config.chunk_frames, height // factor, width // factor
 
-    def _set_timesteps(self, num_inference_steps: int | None, sigmas: list[float] | None) -> int:
+    def _set_timesteps(self, num_inference_steps: int | None, sigmas: list[float] | None, device: torch.device) -> int:
         """Sets the scheduler's steps, the model's own when the call names none, and counts them."""
         if num_inference_steps is None and sigmas is None:
             sigmas = [step / self.scheduler.config.num_train_timesteps for step in self.config.denoising_steps]
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device, sigmas=sigmas)
+        self.scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas)
         return len(self.scheduler.timesteps)
 
     def _progress_bar(self, total: int, **defaults: str | bool) -> object:

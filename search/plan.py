@@ -24,6 +24,8 @@ class SearchPlan:
     rolling_frames: int  # latent frames of the window without the first sinks, with the current chunk
     levels: tuple[float, ...]  # sigma of every step, then 0
     timesteps: torch.Tensor  # (steps,)
+    device: torch.device  # where the models run; looked up once, the pipeline walks all its modules for it
+    dtype: torch.dtype  # of the latents that the transformer is fed
     has_pixels: bool  # whether anybody looks at frames
     attention_kwargs: dict[str, float] | None = None
     callback_on_step_end: Callable | None = None

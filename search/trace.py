@@ -66,8 +66,8 @@ class ChunkWork:
         try:
             yield
         finally:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
             self.seconds[stage] += time.perf_counter() - begin
 
 
