@@ -112,6 +112,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _callback_tensor_inputs = ["latents", "prompt_embeds"]
+    _exclude_from_cpu_offload = ["image_reward", "video_reward"]  # where the models run is not for a reward to say
     _optional_components = ["tokenizer", "text_encoder", "transformer", "vae", "image_reward", "video_reward"]
 
     def __init__(
@@ -169,6 +170,13 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             column_factor=spatial_factor * patch_width,
             longest_frames=transformer.rope_max_seq_len if transformer else 1024,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are. Rewards have no say: one without weights is nowhere."""
+        models = [model for model in (self.transformer, self.text_encoder, self.vae) if model is not None]
+        devices = [model.device for model in models] or [torch.device("cpu")]
+        return next((device for device in devices if device.type not in ("cpu", "meta")), devices[0])
 
     @property
     def interrupt(self) -> bool:
@@ -366,6 +374,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             logger.warning(f"Interrupted: {len(search.trace.chunks)} of {search.plan.num_chunks} chunks are returned.")
             self._interrupt = True
         search.trace = replace(search.trace, final=self._order_beams(search))
+        search.release()
 
     def _advance(self, search: PromptSearch, chunk_index: int) -> bool:
         """One chunk: beams to candidates to beams. False when interrupted before it was finished."""
@@ -388,14 +397,16 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             state = {"candidates": candidates, "kept": kept}
             answer = plan.callback_on_chunk_end(self, chunk_index, state) or {}
             kept = check_kept(answer.get("kept", kept), candidates, plan.settings.num_beams)
+        records = [CandidateTrace.of(c, kept=index in kept) for index, c in enumerate(candidates)]
         survivors = [candidates[index] for index in kept]
+        state = candidates = None  # the losers' decoder states go before the clean pass needs the room
         if plan.has_pixels and not plan.has_reward:
             survivors = self._decode(search, survivors, work)
         search.beams, evicted = self._commit(search, survivors, chunk_index, work)
         search.trace.chunks.append(
             ChunkTrace(
                 fusion_weight=fusion_weight(chunk_index, plan.num_chunks, plan.settings.short_weight_cap),
-                candidates=[CandidateTrace.of(c, kept=index in kept) for index, c in enumerate(candidates)],
+                candidates=records,
                 evicted=evicted,
                 sinks=[[sink.start_frame for sink in beam.memory.sinks] for beam in search.beams],
                 work=work,
@@ -424,40 +435,38 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     frames = slice(chunk_index * num_frames, (chunk_index + 1) * num_frames)
                     noise = search.noise[None, :, frames].transpose(1, 2).to(fresh)
                 with work.timed("denoise", plan.device):
-                    latents = self._denoise(search, parent, noise, generators, progress)
+                    renoise = [draw_noise(generators, fresh.shape[1:]) for _ in range(plan.num_steps - 1)]
+                    latents = self._denoise(search, parent, torch.stack((noise, *renoise)), progress)
                 if latents is None:
                     return None
                 work.forwards += share * plan.num_steps
                 finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()
                 for row, is_finite in enumerate(finite):
-                    candidate = Candidate(parent_index, seeds[row], noise[row], latents[row])
+                    # Copies: a view would keep the whole batch alive for as long as one candidate of it is.
+                    candidate = Candidate(parent_index, seeds[row], noise[row].clone(), latents[row].clone())
                     if not is_finite:
                         candidate = lose(candidate, "its latents are not finite", chunk_index, len(candidates))
                     candidates.append(candidate)
         return candidates
 
     def _denoise(
-        self,
-        search: PromptSearch,
-        parent: Beam,
-        noise: torch.Tensor,
-        generators: list[torch.Generator],
-        progress: object,
+        self, search: PromptSearch, parent: Beam, noise: torch.Tensor, progress: object
     ) -> torch.Tensor | None:
-        """The candidates of one beam as one batch: noise (M, F, C, h, w) to clean latents (M, C, F, h, w), float32."""
+        """The candidates of one beam as one batch: clean latents (M, C, F, h, w), float32. None when interrupted.
+
+        noise: (steps, M, F, C, h, w), the initial noise, then what is added again after each step but the last
+        """
         plan = search.plan
         context = self._context(search, parent)
-        latents = noise.to(plan.device).transpose(1, 2)
+        latents, *renoise = noise.to(plan.device).transpose(2, 3)
         for step, timestep in enumerate(plan.timesteps):
             if self._interrupt:
                 return None
             self._current_timestep = timestep
             velocity = self._velocity(search, latents, timestep, context)
             sigma, next_sigma = plan.levels[step : step + 2]
-            renoise = None
-            if next_sigma > 0.0:
-                renoise = draw_noise(generators, noise.shape[1:]).to(latents.device).transpose(1, 2)
-            latents = self.scheduler.step_between(velocity, latents, sigma, next_sigma, renoise)
+            fresh = renoise[step] if next_sigma > 0.0 else None
+            latents = self.scheduler.step_between(velocity, latents, sigma, next_sigma, fresh)
             if plan.callback_on_step_end is not None:
                 tensors = {"latents": latents, "prompt_embeds": search.prompt_embeds}
                 tensors = {name: tensors[name] for name in plan.callback_tensor_inputs}
@@ -468,6 +477,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     search.prompt_embeds, search.prompt_memory = prompt_embeds, PromptMemory()
                     context = context.with_prompt(search.prompt_memory)
             progress.update()
+        search.context = context if len(search.beams) == 1 else None
         return latents
 
     def _decode(self, search: PromptSearch, candidates: list[Candidate], work: ChunkWork) -> list[Candidate]:
@@ -545,16 +555,17 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 continue
             record = ChunkRecord()
             with work.timed("clean_pass", plan.device):
-                context = self._context(search, parent).recording(record)
+                context = (search.context or self._context(search, parent)).recording(record)
                 latents = torch.stack([survivors[row].latents for row in rows])
                 self._velocity(search, latents, plan.timesteps.new_zeros(()), context)
+                chunks = record.chunks(chunk_index, parent.memory.num_frames, num_frames)
+                for row, chunk in zip(rows, chunks, strict=True):
+                    memory = parent.memory.append(chunk, plan.sink_frames)
+                    memory, left = make_room(memory, plan.policy, beams[row].routes, plan.rolling_frames, num_frames)
+                    beams[row] = replace(beams[row], memory=memory)
+                    evicted += [EvictionTrace(row, index, route.value, done.value) for index, route, done in left]
             work.clean_passes += len(rows)
-            chunks = record.chunks(chunk_index, parent.memory.num_frames, num_frames)
-            for row, chunk in zip(rows, chunks, strict=True):
-                memory = parent.memory.append(chunk, plan.sink_frames)
-                memory, left = make_room(memory, plan.policy, beams[row].routes, plan.rolling_frames, num_frames)
-                beams[row] = replace(beams[row], memory=memory)
-                evicted += [EvictionTrace(row, index, route.value, done.value) for index, route, done in left]
+        search.context = None
         return beams, sorted(evicted, key=lambda eviction: eviction.beam)
 
     def _context(self, search: PromptSearch, parent: Beam) -> ChunkContext:

@@ -96,22 +96,21 @@ class ChunkMemory:
         first = self.num_frames
         if positions == "relative":
             past, first = list(range(len(past))), len(past)
-        cosines, sines = rotary.rotary_table(range(first, first + num_frames), height, width, head_dim, device)
+        table = rotary.rotary_table(range(first, first + num_frames), height, width, head_dim, device)
         key = value = None
         if chunks:
             past_table = rotary.rotary_table(past, height, width, head_dim, device)
             key = torch.cat([chunk.key.to(chunk.dtype) for chunk in chunks], dim=1)  # (layers, L, N, D)
             for layer in key:  # one layer at a time: the float32 products of all would be as large as the memory
-                layer.copy_(rotary.rotate(layer, *past_table))
+                layer.copy_(rotary.rotate(layer, past_table))
             value = torch.cat([chunk.value.to(chunk.dtype) for chunk in chunks], dim=1)
-        return ChunkContext(cosines, sines, key, value, prompt)
+        return ChunkContext(table, key, value, prompt)
 
 
 class LayerContext(NamedTuple):
     """What one layer's self-attention reads, in the place of the stock model's rotary tables."""
 
-    cosines: torch.Tensor  # (L of the chunk, D / 2)
-    sines: torch.Tensor
+    table: torch.Tensor  # (L of the chunk, D / 2) complex: the rotary embedding of its own tokens
     key: torch.Tensor | None  # (1, L of the context, N, D), rotated; None for the first chunk
     value: torch.Tensor | None
     recorded_keys: tuple[torch.Tensor, ...]  # B of (L, N, D): filled in a clean pass, else empty
@@ -148,30 +147,29 @@ class ChunkContext:
 
     def __init__(
         self,
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
+        table: torch.Tensor,
         key: torch.Tensor | None,
         value: torch.Tensor | None,
         prompt: PromptMemory,
         record: "ChunkRecord | None" = None,
     ) -> None:
-        self.cosines, self.sines = cosines, sines  # (L of the chunk, D / 2)
+        self.table = table  # (L of the chunk, D / 2) complex
         self.key, self.value = key, value  # (layers, L of the context, N, D)
         self.prompt = prompt
         self.record = record
 
     def recording(self, record: "ChunkRecord") -> "ChunkContext":
         """The same context for a clean pass, whose keys and values go into `record`."""
-        return ChunkContext(self.cosines, self.sines, self.key, self.value, self.prompt, record)
+        return ChunkContext(self.table, self.key, self.value, self.prompt, record)
 
     def with_prompt(self, prompt: PromptMemory) -> "ChunkContext":
         """The same context under another prompt."""
-        return ChunkContext(self.cosines, self.sines, self.key, self.value, prompt, self.record)
+        return ChunkContext(self.table, self.key, self.value, prompt, self.record)
 
     def layer(self, index: int) -> LayerContext:
         past = (None, None) if self.key is None else (self.key[index : index + 1], self.value[index : index + 1])
         recorded = ((), ()) if self.record is None else self.record.layer(index)
-        return LayerContext(self.cosines, self.sines, *past, *recorded)
+        return LayerContext(self.table, *past, *recorded)
 
 
 class ChunkRecord:

@@ -57,8 +57,8 @@ class CausalWanAttnProcessor(WanAttnProcessor):
         ):
             recorded_key.copy_(key[row])
             recorded_value.copy_(value[row])
-        query = rotary.rotate(query, context.cosines, context.sines)
-        key = rotary.rotate(key, context.cosines, context.sines)
+        query = rotary.rotate(query, context.table)
+        key = rotary.rotate(key, context.table)
         if context.key is not None:
             key = torch.cat((context.key.expand(key.shape[0], -1, -1, -1), key), dim=1)
             value = torch.cat((context.value.expand(value.shape[0], -1, -1, -1), value), dim=1)

@@ -3,6 +3,7 @@
 Axes: B clips, F frames, H height and W width in pixels.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +25,19 @@ class Reward(torch.nn.Module):
     """
 
     reads_prompt: bool = True
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights; the CPU for a reward that has none and works where its frames are."""
+        return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next((tensor.dtype for tensor in self._tensors() if tensor.is_floating_point()), torch.float32)
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        yield from self.parameters()
+        yield from self.buffers()
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float) -> RewardOutput:
         """Scores of B clips.

@@ -90,7 +90,7 @@ def score_clips(
 def _call(reward: RewardFunction, frames: torch.Tensor, prompt: str, fps: float, name: str) -> list[RewardScore]:
     batch_size = len(frames)
     with torch.inference_mode():
-        output = reward(frames.to(torch.float32) / 255.0, [prompt] * batch_size, fps)
+        output = reward(frames.to(torch.float32).div_(255.0), [prompt] * batch_size, fps)
     scores = _numbers(getattr(output, "score", output), batch_size, name)
     parts = {
         key: _numbers(values, batch_size, f"{name}, part {key}")

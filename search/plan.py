@@ -1,7 +1,7 @@
 """What a call asks for, and one prompt's search as it stands."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,8 +50,14 @@ class PromptSearch:
     prompt_memory: object  # the models' cross-attention keys and values of it
     reward_prompt: str
     noise: torch.Tensor | None  # (C, F, h, w) of the whole video, if the caller gave it
-    beams: "list[beam.Beam]"  # best first
     trace: "trace.SearchTrace"
+    beams: "list[beam.Beam]"  # best first
+    context: object = None  # what the only beam's forwards read, kept for its clean pass; None with several beams
+
+    def release(self) -> None:
+        """Lets go of all that only a next chunk would need: a finished search is its videos and its trace."""
+        self.beams = [replace(beam, memory=None, decoder_state=None) for beam in self.beams]
+        self.context = self.prompt_memory = None
 
     def best_beams(self, count: int) -> "list[beam.Beam]":
         """The first `count` beams in their final order, or in that of the last chunk while there is none."""

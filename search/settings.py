@@ -1,6 +1,7 @@
 """The numbers of a search, checked once, before any work."""
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Literal
 
 from . import memory_sinking, noise_propagation
@@ -46,6 +47,8 @@ class SearchSettings:
         """What the trace keeps of the call."""
         policy = vars(memory) if hasattr(memory, "__dict__") else {}
         plain = {name: value for name, value in policy.items() if isinstance(value, bool | int | float | str | None)}
+        # JSON has no infinity, and a threshold may well be infinite.
+        plain = {n: str(v) if isinstance(v, float) and not isfinite(v) else v for n, v in plain.items()}
         return {**asdict(self), "memory": {"policy": type(memory).__name__, **plain}}
 
 

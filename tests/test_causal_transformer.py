@@ -77,7 +77,7 @@ class BlockMaskProcessor(WanAttnProcessor):
         query, key, value = (
             heads.unflatten(2, (attn.heads, -1)) for heads in (attn.norm_q(query), attn.norm_k(key), value)
         )
-        query, key = rotate(query, *self.table), rotate(key, *self.table)
+        query, key = rotate(query, self.table), rotate(key, self.table)
         attended = dispatch_attention_fn(query, key, value, attn_mask=self.mask)
         return attn.to_out[0](attended.flatten(2, 3))
 
@@ -93,7 +93,7 @@ def test_cached_step_equals_a_full_forward_over_clean_chunks_and_the_noisy_one(r
     stock = WanTransformer3DModel.from_config(model.config).eval()
     stock.load_state_dict(model.state_dict())
     cosines, sines = stock.rope(torch.cat((clean, noisy), dim=2))
-    table = (cosines[0, :, 0, 0::2], sines[0, :, 0, 1::2])
+    table = torch.complex(cosines[0, :, 0, 0::2], sines[0, :, 0, 1::2])
     for block in stock.blocks:
         block.attn1.set_processor(BlockMaskProcessor(mask[None, None], table))
     timesteps = torch.cat((torch.zeros(2 * TOKENS), torch.full((TOKENS,), timestep)))[None]
@@ -111,8 +111,8 @@ def test_relative_positions_number_the_context_from_zero(remembered, embeds):
     )
     assert torch.equal(absolute, relative)  # nothing has left: both count 0 to 8
     without_second = memory.evict_oldest(lambda sinks, chunk: sinks)
-    assert context_of(model, without_second, positions="relative").cosines.equal(
-        context_of(model, remember_first(memory), positions="absolute").cosines
+    assert context_of(model, without_second, positions="relative").table.equal(
+        context_of(model, remember_first(memory), positions="absolute").table
     )
 
 
@@ -161,7 +161,7 @@ def test_chunks_of_one_clean_pass_do_not_share_storage(toy_models, embeds):
 def test_rotary_tables_stay_float32_in_a_bfloat16_model(embeds):
     model = toy_transformer().to(torch.bfloat16)
     context = context_of(model, remember(model, ChunkMemory(), noise(1, 4, 3, 4, 4).bfloat16(), embeds.bfloat16()))
-    assert context.cosines.dtype == torch.float32
+    assert context.table.dtype == torch.complex64
     assert context.key.dtype == torch.bfloat16
 
 

@@ -136,3 +136,32 @@ def test_the_prompt_is_read_once(toy_pipeline, embeds):
     toy_pipeline(prompt_embeds=torch.cat((embeds, embeds)), num_frames=33, **REWARDS)
     handle.remove()
     assert len(calls) == 2  # prompts
+
+
+def test_losers_leave_nothing_behind(toy_pipeline, embeds):
+    """After a call only its frames are alive: no latents, memories or decoder states."""
+    import gc
+
+    def live_bytes():
+        gc.collect()
+        tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        return sum(storages.values())
+
+    request = {"prompt_embeds": embeds, "num_frames": 33, **REWARDS}
+    toy_pipeline(**request)  # whatever is cached for ever is cached now
+    before = live_bytes()
+    output = toy_pipeline(**request, output_type="pt")
+    assert live_bytes() - before <= output.frames.numel() * 4 + 4096
+
+
+def test_a_kept_candidate_does_not_keep_its_batch_alive(toy_pipeline, embeds):
+    kept = []
+    toy_pipeline(
+        prompt_embeds=embeds,
+        num_frames=21,
+        callback_on_chunk_end=lambda pipe, index, state: kept.extend(state["candidates"]),
+        **REWARDS,
+    )
+    for tensor in (tensor for candidate in kept for tensor in (candidate.latents, candidate.noise, candidate.frames)):
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()

@@ -1,0 +1,213 @@
+"""Measuring a run from outside: transformer calls and what they multiply, memory, the machine and its matrix rate.
+
+Counted are products of matrices: linear layers, convolutions, attention, 2 operations per multiplication and addition.
+Norms, activations, rotary embedding and copies are not: they are part of what a measurement is above its floor.
+"""
+
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.configuration_utils import FrozenDict
+from torch.utils.flop_counter import FlopCounterMode
+
+from stream_t1 import CausalWanTransformer3DModel, StreamingWanDecoder, StreamT1Pipeline
+
+MATRIX_SIDES = {"cuda": (4096, 8192, 16384), "cpu": (512, 1024, 2048)}
+MATRIX_SECONDS = 0.3  # for each of them, at least
+
+
+class ForwardFlops(NamedTuple):
+    """Operations of one call of the transformer."""
+
+    linear: int  # linear layers and the patch embedding
+    attention: int  # both products of self-attention and of cross-attention
+
+
+@dataclass(frozen=True)
+class ForwardCall:
+    """What one call of the transformer was given, and how long it took."""
+
+    is_clean_pass: bool
+    batch_size: int  # candidates
+    chunk_tokens: int  # of one candidate
+    context_tokens: int  # of the memory that the batch reads, the chunk itself not counted
+    text_tokens: int  # padding included
+    fills_prompt: bool  # the first call of a prompt computes its keys and values for all
+    seconds: float = 0.0  # on a GPU, of the launches alone
+
+    def flops(self, config: FrozenDict) -> ForwardFlops:
+        """What the call multiplies, in a `CausalWanTransformer3DModel` of this config."""
+        width = config.num_attention_heads * config.attention_head_dim
+        tokens = self.batch_size * self.chunk_tokens
+        block = tokens * (6 * width**2 + 2 * width * config.ffn_dim)  # q, k, v, out; cross q, out; feed-forward
+        embedded_text = 1  # the model embeds no more of a text that nobody reads
+        if self.fills_prompt:
+            block += self.text_tokens * 2 * width**2
+            embedded_text = self.text_tokens
+        embedders = self.batch_size * (config.freq_dim * width + 7 * width**2)  # of the timestep
+        embedders += embedded_text * (config.text_dim * width + width**2)
+        ends = tokens * math.prod(config.patch_size) * (config.in_channels + config.out_channels) * width
+        attended = self.chunk_tokens + self.context_tokens + self.text_tokens
+        return ForwardFlops(
+            linear=2 * (config.num_layers * block + embedders + ends),
+            attention=4 * config.num_layers * tokens * attended * width,
+        )
+
+
+@dataclass
+class ChunkRecord:
+    """What was seen of one chunk. Filled while the chunk is made."""
+
+    calls: list[ForwardCall] = field(default_factory=list)
+    is_pruned: bool = False
+    peak_bytes: int = 0  # on a GPU allocated during this chunk, on the CPU resident so far
+    state_bytes: int = 0  # decoder states of the kept candidates
+    video_bytes: int = 0  # pixels and latents of the kept candidates
+
+
+class ChunkMeter:
+    """Hooks on the transformer, and a callback for a chunk's end. They wait for nothing and change nothing.
+
+    A chunk begins with its first denoising forward, and so ends with the clean pass that commits it.
+    """
+
+    def __init__(self, transformer: CausalWanTransformer3DModel) -> None:
+        self.transformer = transformer
+        self.device, self.patch_latents = (
+            transformer.device,
+            math.prod(transformer.config.patch_size),
+        )  # slow to ask for
+        self.chunks: list[ChunkRecord] = []
+        self._call: ForwardCall | None = None  # now running
+        self._begin = 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        hooks = [
+            self.transformer.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            self.transformer.register_forward_hook(self._after_forward),
+        ]
+        try:
+            yield
+            self._close_chunk()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def after_prune(self, pipe: StreamT1Pipeline, chunk_index: int, state: dict[str, list]) -> None:
+        """For `callback_on_chunk_end`."""
+        chunk, kept = self.chunks[-1], [state["candidates"][index] for index in state["kept"]]
+        chunk.is_pruned = True
+        chunk.state_bytes = sum(c.decoder_state.num_bytes for c in kept if c.decoder_state is not None)
+        chunk.video_bytes = sum(x.nbytes for c in kept for x in (c.frames, c.latents) if x is not None)
+
+    def _before_forward(self, transformer: torch.nn.Module, args: tuple, kwargs: dict[str, object]) -> None:
+        latents, memory = kwargs["hidden_states"], kwargs["memory"]
+        is_clean_pass = memory.record is not None
+        if not is_clean_pass and (not self.chunks or self.chunks[-1].is_pruned):
+            self._close_chunk()
+            self.chunks.append(ChunkRecord())
+        self._call = ForwardCall(
+            is_clean_pass=is_clean_pass,
+            batch_size=latents.shape[0],
+            chunk_tokens=latents[0, 0].numel() // self.patch_latents,
+            context_tokens=0 if memory.key is None else memory.key.shape[1],
+            text_tokens=kwargs["encoder_hidden_states"].shape[1],
+            fills_prompt=not memory.prompt.is_filled,
+        )
+        self._begin = time.perf_counter()
+
+    def _after_forward(self, transformer: torch.nn.Module, args: tuple, output: tuple) -> None:
+        seconds = time.perf_counter() - self._begin
+        self.chunks[-1].calls.append(replace(self._call, seconds=seconds))
+
+    def _close_chunk(self) -> None:
+        if self.chunks:
+            self.chunks[-1].peak_bytes = peak_bytes(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that was allocated on a GPU since its statistics were reset, or resident on the CPU so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024
+
+
+def decoder_flops(vae: AutoencoderKLWan, latent_shape: tuple[int, int, int, int]) -> tuple[int, int]:
+    """Operations to decode one chunk (C, F, H, W): of the first in a video, and of a later one. Computes nothing."""
+    with torch.device("meta"):
+        decoder = StreamingWanDecoder(AutoencoderKLWan.from_config(vae.config))
+        latents = torch.empty(1, *latent_shape)
+    counts, state = [], None
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter:
+            _, state = decoder(latents, state)
+        counts.append(counter.get_total_flops())
+    return counts[0], counts[1]
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of the fastest of several large square matrix products."""
+    return max(_product_rate(side, device, dtype) for side in MATRIX_SIDES[device.type])
+
+
+def _product_rate(side: int, device: torch.device, dtype: torch.dtype) -> float:
+    left, right = torch.randn((2, side, side), device=device, dtype=dtype)
+    product = left @ right
+    num_products, best_seconds = 3, math.inf
+    end = time.perf_counter() + MATRIX_SECONDS
+    while time.perf_counter() < end:
+        _synchronize(device)
+        begin = time.perf_counter()
+        for _ in range(num_products):
+            torch.matmul(left, right, out=product)
+        _synchronize(device)
+        best_seconds = min(best_seconds, (time.perf_counter() - begin) / num_products)
+    return 2 * side**3 / best_seconds
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What ran this; nothing that tells one machine of a kind from another."""
+    cpu_lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in cpu_lines if line.startswith("model name")]
+    described = {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        described |= {"gpu": gpu.name, "gpu_memory_bytes": gpu.total_memory}
+    return described
+
+
+def commit() -> dict[str, str | bool] | None:
+    """The commit of this clone and whether files differ from it; None outside a clone."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"hash": head, "dirty": bool(changes.strip())}

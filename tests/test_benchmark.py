@@ -1,0 +1,131 @@
+"""What the benchmark reports, at toy size."""
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import toy_transformer
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from stream_t1.models.memory import ChunkMemory, ChunkRecord, PromptMemory
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import chunk_cost  # noqa: E402
+from metering import ForwardCall  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def remembered_chunk(transformer, memory, prompt, embeds):
+    """A memory with one more chunk of 18 tokens."""
+    record = ChunkRecord()
+    forward(transformer, context(memory, prompt).recording(record), embeds, batch_size=1)
+    return memory.append(record.chunks(0, memory.num_frames, 3)[0], 3)
+
+
+def context(memory, prompt):
+    return memory.context(
+        (3, 4, 6), patch_size=(1, 2, 2), head_dim=12, positions="absolute", prompt=prompt, device=CPU
+    )
+
+
+@torch.no_grad()
+def forward(transformer, memory, embeds, batch_size):
+    latents = torch.zeros(batch_size, 4, 3, 4, 6)
+    transformer(latents, torch.zeros(batch_size), embeds, memory=memory)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("num_past_chunks", [0, 2])
+@pytest.mark.parametrize("fills_prompt", [True, False])
+def test_counted_operations_are_those_that_torch_counts(batch_size, num_past_chunks, fills_prompt, embeds):
+    transformer, prompt, memory = toy_transformer(), PromptMemory(), ChunkMemory()
+    for _ in range(num_past_chunks):
+        memory = remembered_chunk(transformer, memory, prompt, embeds)
+    if not fills_prompt:
+        forward(transformer, context(memory, prompt), embeds, batch_size)
+    reads = context(memory, PromptMemory() if fills_prompt else prompt)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # torch counts no fused CPU kernel
+        forward(transformer, reads, embeds, batch_size)
+    call = ForwardCall(
+        is_clean_pass=False,
+        batch_size=batch_size,
+        chunk_tokens=18,
+        context_tokens=18 * num_past_chunks,
+        text_tokens=6,
+        fills_prompt=fills_prompt,
+    )
+    assert sum(call.flops(transformer.config)) == counter.get_total_flops()
+
+
+def test_the_full_size_forward_is_what_the_design_says():
+    """11.7 TFLOP linear; attention 16.1 at 12 frames of context, and 0.4 for the text."""
+    model = chunk_cost.RANDOM_MODELS["wan-1.3b"]
+    with torch.device("meta"):
+        config = chunk_cost.CausalWanTransformer3DModel(**model.transformer).config
+    call = ForwardCall(False, 1, chunk_tokens=4680, context_tokens=14040, text_tokens=512, fills_prompt=False)
+    linear, attention = call.flops(config)
+    assert linear / 1e12 == pytest.approx(11.7, abs=0.05)
+    assert attention / 1e12 == pytest.approx(16.1 + 0.44, abs=0.05)
+
+
+def test_rows_hold_the_work_of_every_chunk(capsys):
+    results = chunk_cost.main(["--model", "toy", "--chunks", "3", "--warmup", "0", "--num-candidates", "3"])
+    rows, tried = results["rows"], 2 * 3
+    assert [row["forwards"] for row in rows] == [4 * tried] * 3
+    assert [row["clean_passes"] for row in rows] == [2, 2, 0]
+    assert [row["latents_decoded"] for row in rows] == [3 * tried] * 3
+    assert [row["frames_scored"] for row in rows] == [tried * (9 + 9), tried * (12 + 21), tried * (12 + 33)]
+    assert [row["context_frames"] for row in rows] == [3, 6, 9]
+    assert [set(row["floor_seconds"]) for row in rows] == [{"denoise", "clean_pass", "decode"}] * 2 + [
+        {"denoise", "decode"}
+    ]
+    rate = results["matrix_flops_per_second"]
+    for row in rows:
+        assert row["share_of_matrix_rate"]["denoise"] == pytest.approx(
+            row["flops"]["denoise"] / rate / row["seconds"]["denoise"]
+        )
+        assert row["peak_bytes"] > results["weights_bytes"] and row["state_bytes"] > 0
+    assert "share of the matrix rate" in capsys.readouterr().out
+
+
+def test_the_operations_of_all_rows_are_those_of_the_whole_run():
+    bench = chunk_cost.Bench(chunk_cost.parse_arguments(["--model", "toy"]), CPU)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run = bench.run(3)
+    counted = [sum(cost.flops.values()) for cost in bench.costs(run, rate=1.0)]
+    assert sum(counted) == counter.get_total_flops()
+
+
+def test_the_code_of_the_full_size_runs_without_a_gpu_and_names_no_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = tmp_path / "results.json"
+    arguments = ["--chunks", "2", "--warmup", "1", "--vae-slicing", "--policy", "full", "--output", str(file)]
+    results = chunk_cost.main(["--model", "wan-small", *arguments])
+    text = file.read_text()
+    assert json.loads(text) == results and results["dtype"] == "bfloat16"
+    assert str(ROOT) not in text and str(tmp_path) not in text and f'"{socket.gethostname()}"' not in text
+
+
+def test_the_full_size_says_that_it_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="needs a GPU"):
+        chunk_cost.main(["--model", "wan-1.3b"])
+
+
+def test_flatness_compares_early_chunks_with_late_ones(monkeypatch):
+    monkeypatch.setattr(chunk_cost, "SPANS", (range(4, 6), range(8, 10)))
+    results = chunk_cost.main(["--model", "toy", "--flatness", "--num-beams", "1", "--warmup", "0"])
+    assert len(results["seconds"]) == 11 and results["settings"]["policy"] == "static"
+    assert all(after > 0 for before, after in results["median_seconds"].values())
+
+
+def test_overhead_is_a_share_of_the_time():
+    results = chunk_cost.main(["--model", "toy", "--overhead", "--chunks", "2", "--warmup", "1"])
+    assert all(0 < share < 1 for share in results["share_outside"])
