@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
+
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -26,6 +28,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Writes the video, and the trace of its search as JSON beside it."""
+    if arguments.output.suffix not in VIDEO_SUFFIXES:
+        raise ValueError(f"`--output` is {arguments.output}; a video's name ends in {' or '.join(VIDEO_SUFFIXES)}.")
     if not arguments.output.parent.is_dir():
         raise ValueError(f"`--output` is {arguments.output}; there is no folder {arguments.output.parent}.")
     import torch
@@ -64,6 +68,8 @@ def write_video(frames: "numpy.ndarray", path: Path, fps: float) -> None:  # noq
     for frame in frames:
         writer.send(frame.tobytes())
     writer.close()
+    if not path.is_file():
+        raise OSError(f"{path} could not be written; what the encoder said is above.")
 
 
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {"generate": add_generate}
@@ -81,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(f"stream-t1: {error}", file=sys.stderr)
         return 2
     return 0

@@ -28,17 +28,17 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
 # its siblings use.
-from .models.memory import ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
+from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
 from .models.pixels import OUTPUT_TYPES, stack, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
-from .rewards.base import Reward  # noqa: F401
+from .rewards.base import as_component
 from .rewards.scoring import RewardFunction, RewardScore, check_readable, resolve_reward, score_clips
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.beam import Beam, Candidate, alive_indices, lose, newest
-from .search.geometry import VideoGeometry, check_chunk_multiple
-from .search.memory_sinking import MemoryPolicy, RewardRoutedSink, Route, make_room
+from .search.geometry import VideoGeometry, check_chunk_multiple, check_whole_number
+from .search.memory_sinking import MemoryPolicy, RewardRoutedSink, decided_route, make_room
 from .search.noise_propagation import (
     SEED_MODES,
     base_seed,
@@ -47,8 +47,8 @@ from .search.noise_propagation import (
     propagate_noise,
     split_evenly,
 )
-from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise, per_prompt
-from .search.reward_pruning import fuse_scores, fusion_weight, keep_best, normalize_scores
+from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise, check_prompt_embeds, per_prompt
+from .search.reward_pruning import fuse_scores, keep_best, normalize_scores, order_by
 from .search.settings import SearchSettings, check_policy, policy_positions, policy_sink_frames
 from .search.trace import CandidateTrace, ChunkTrace, ChunkWork, EvictionTrace, FinalTrace, SearchTrace
 
@@ -80,12 +80,17 @@ class StreamT1PipelineOutput(BaseOutput):
 
 
 class NoCandidateLeftError(RuntimeError):
-    """Every candidate of a chunk was lost. Carries what was finished before: `frames` and `trace`."""
+    """Every candidate of a chunk was lost. Carries what was finished before.
 
-    def __init__(self, message: str, frames: np.ndarray | torch.Tensor | list, trace: SearchTrace) -> None:
+    Attributes:
+        trace: of the prompt whose search ended here.
+        frames: the videos of all prompts so far, in the form of `StreamT1PipelineOutput.frames`.
+    """
+
+    def __init__(self, message: str, trace: SearchTrace) -> None:
         super().__init__(message)
-        self.frames = frames
         self.trace = trace
+        self.frames: np.ndarray | torch.Tensor | list = []
 
 
 class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
@@ -133,16 +138,19 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         default_width: int = 832,
     ) -> None:
         super().__init__()
+        check_whole_number("chunk_frames", chunk_frames, least=1)
         check_chunk_multiple("window_frames", window_frames, chunk_frames)
         check_chunk_multiple("sink_frames", sink_frames, chunk_frames)
+        if not fps > 0:
+            raise ValueError(f"`fps` is {fps}; it must be above 0.")
         self.register_modules(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             transformer=None if transformer is None else CausalWanTransformer3DModel.adopt(transformer),
             vae=vae,
             scheduler=FewStepFlowMatchScheduler.adopt(scheduler),
-            image_reward=image_reward,
-            video_reward=video_reward,
+            image_reward=as_component(image_reward),
+            video_reward=as_component(video_reward),
         )
         self.register_to_config(
             chunk_frames=chunk_frames,
@@ -159,16 +167,17 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
     @property
     def geometry(self) -> VideoGeometry:
         """Which lengths and sizes this pipeline's models make."""
-        vae, transformer = self.vae and self.vae.config, self.transformer and self.transformer.config
-        spatial_factor = vae.scale_factor_spatial if vae else 8
-        _, patch_height, patch_width = transformer.patch_size if transformer else (1, 2, 2)
+        vae = None if self.vae is None else self.vae.config
+        transformer = None if self.transformer is None else self.transformer.config
+        spatial_factor = 8 if vae is None else vae.scale_factor_spatial
+        _, patch_height, patch_width = (1, 2, 2) if transformer is None else transformer.patch_size
         return VideoGeometry(
             chunk_frames=self.config.chunk_frames,
             window_frames=self.config.window_frames,
-            temporal_factor=vae.scale_factor_temporal if vae else 4,
+            temporal_factor=4 if vae is None else vae.scale_factor_temporal,
             row_factor=spatial_factor * patch_height,
             column_factor=spatial_factor * patch_width,
-            longest_frames=transformer.rope_max_seq_len if transformer else 1024,
+            longest_frames=1024 if transformer is None else transformer.rope_max_seq_len,
         )
 
     @property
@@ -282,27 +291,27 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             reward_window=reward_window,
             candidate_seeds=candidate_seeds,
             final_selection=final_selection,
+            num_videos_per_prompt=num_videos_per_prompt,
         )
         memory = RewardRoutedSink() if memory is None else memory
         image_reward = resolve_reward("image_reward", image_reward, self.image_reward)
         video_reward = resolve_reward("video_reward", video_reward, self.video_reward)
-        height, width = height or self.config.default_height, width or self.config.default_width
+        height = self.config.default_height if height is None else height
+        width = self.config.default_width if width is None else width
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        tensor_inputs = tuple(callback_on_step_end_tensor_inputs or ["latents"])
+        tensor_inputs = ("latents",)
+        if callback_on_step_end_tensor_inputs is not None:
+            tensor_inputs = tuple(callback_on_step_end_tensor_inputs)
         self.check_inputs(prompt, prompt_embeds, height, width, num_frames, memory, output_type, tensor_inputs)
         num_prompts = 1 if isinstance(prompt, str) else len(prompt if prompt is not None else prompt_embeds)
-        reward_prompts = per_prompt("reward_prompt", prompt if reward_prompt is None else reward_prompt, num_prompts)
-        generators = per_prompt("generator", generator, num_prompts)
+        words = prompt if reward_prompt is None else reward_prompt
+        reward_prompts = per_prompt("reward_prompt", words, str, num_prompts)
+        generators = per_prompt("generator", generator, torch.Generator, num_prompts)
         for name, reward in (("image_reward", image_reward), ("video_reward", video_reward)):
             check_readable(name, reward, None not in reward_prompts, self.vae is not None)
             if reward is None and num_beams * num_candidates > 1:
                 logger.warning(f"There is no `{name}`: it scores 0.")
-        if num_videos_per_prompt > num_beams:
-            raise ValueError(
-                f"`num_videos_per_prompt` is {num_videos_per_prompt}, and `num_beams`, {num_beams}, are kept. Use "
-                f"{num_beams} or fewer videos, or more beams."
-            )
 
         device = self._execution_device
         self._num_timesteps = self._set_timesteps(num_inference_steps, sigmas, device)
@@ -335,77 +344,89 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         numbers = ("chunk_frames", "window_frames", "sink_frames")
         config = {**{name: self.config[name] for name in numbers}, "levels": list(plan.levels[:-1])}
         config |= {"height": height, "width": width, "num_frames": num_frames, **settings.as_config(memory)}
-        searches = []
-        with self._progress_bar(num_prompts * plan.num_chunks, desc="chunks") as progress:
-            for row in range(num_prompts):
-                words = reward_prompts[row] or ""
-                seed = base_seed(generators[row], candidate_seeds)
-                search = PromptSearch(
-                    plan=plan,
-                    prompt_embeds=prompt_embeds[row : row + 1],
-                    prompt_memory=PromptMemory(),
-                    reward_prompt=words,
-                    noise=None if latents is None else latents[row],
-                    beams=[Beam(ChunkMemory())],
-                    trace=SearchTrace({"prompt": words, **config}, seed, float(self.config.fps), __version__, []),
-                )
-                self._run(search, progress)
-                searches.append(search)
-                if self._interrupt:
-                    break
-
-        searches = [search for search in searches if search.trace.chunks]
-        frames = _videos([beam for s in searches for beam in s.best_beams(num_videos_per_prompt)], output_type)
-        self._current_timestep = None
-        self.maybe_free_model_hooks()
-        traces = [search.trace for search in searches]
+        searches = [
+            PromptSearch(
+                plan=plan,
+                prompt_embeds=prompt_embeds[row : row + 1],
+                prompt_memory=PromptMemory(),
+                reward_prompt=reward_prompts[row] or "",
+                noise=None if latents is None else latents[row],
+                trace=SearchTrace(
+                    config={"prompt": reward_prompts[row], **config},
+                    seed=base_seed(generators[row], candidate_seeds),
+                    fps=float(self.config.fps),
+                    version=__version__,
+                    chunks=[],
+                ),
+                beams=[Beam(ChunkMemory())],
+            )
+            for row in range(num_prompts)
+        ]
+        try:
+            self._run(searches)
+        except NoCandidateLeftError as error:
+            error.frames = _videos(searches, output_type)
+            raise
+        finally:
+            self._current_timestep = None
+            self.maybe_free_model_hooks()
+        traces = [search.trace for search in searches if search.trace.chunks]
+        frames = _videos(searches, output_type)
         return StreamT1PipelineOutput(frames=frames, traces=traces) if return_dict else (frames, traces)
 
-    def _run(self, search: PromptSearch, progress: object) -> None:
-        """All chunks of one prompt, then the order of its beams."""
-        try:
-            for chunk_index in range(search.plan.num_chunks):
-                if self._interrupt or not self._advance(search, chunk_index):
-                    break
-                progress.update()
-        except KeyboardInterrupt:
-            if not search.trace.chunks:
-                raise
-            logger.warning(f"Interrupted: {len(search.trace.chunks)} of {search.plan.num_chunks} chunks are returned.")
-            self._interrupt = True
-        search.trace = replace(search.trace, final=self._order_beams(search))
-        search.release()
+    def _run(self, searches: list[PromptSearch]) -> None:
+        """The searches one after the other. Ctrl-C and interrupts end them with the chunks that are finished."""
+        with self._progress_bar(sum(search.plan.num_chunks for search in searches), desc="chunks") as progress:
+            try:
+                for search in searches:
+                    for _ in range(search.plan.num_chunks):
+                        if self._interrupt or not self._advance(search):
+                            return
+                        progress.update()
+                    search.release()
+                    search.trace = replace(search.trace, final=self._order_beams(search))
+            except KeyboardInterrupt:
+                num_chunks = sum(len(search.trace.chunks) for search in searches)
+                if num_chunks == 0:
+                    raise
+                logger.warning(f"Interrupted: the {num_chunks} finished chunks are returned.")
+            finally:
+                for search in searches:
+                    search.release()
+                    if search.trace.final is None:  # no more work is done for what was interrupted
+                        search.trace = replace(search.trace, final=order_by("score", [b.score for b in search.beams]))
 
-    def _advance(self, search: PromptSearch, chunk_index: int) -> bool:
+    def _advance(self, search: PromptSearch) -> bool:
         """One chunk: beams to candidates to beams. False when interrupted before it was finished."""
         plan, work = search.plan, ChunkWork()
-        candidates = self._propose(search, chunk_index, work)
+        candidates = self._propose(search, work)
         if candidates is None:
             return False
         if plan.has_reward:
-            candidates = self._decode(search, candidates, work)
-        candidates = self._score(search, candidates, chunk_index, work)
+            candidates = self._decode(search, candidates, alive_indices(candidates), work)
+        candidates = self._score(search, candidates, work)
         kept = keep_best([candidate.score for candidate in candidates], plan.settings.num_beams)
+        if kept and plan.callback_on_chunk_end is not None:
+            state = {"candidates": candidates, "kept": kept}
+            answer = (plan.callback_on_chunk_end(self, search.chunk_index, state) or {}).get("kept")
+            kept = kept if answer is None else check_kept(answer, candidates, plan.settings.num_beams)
+        if plan.has_pixels and not plan.has_reward:
+            candidates = self._decode(search, candidates, kept, work)
+            kept = [index for index in kept if candidates[index].lost is None]
         if not kept:
+            lost = next(candidate.lost for candidate in candidates if candidate.lost is not None)
             raise NoCandidateLeftError(
-                f"All {len(candidates)} candidates of chunk {chunk_index} were lost; the first: {candidates[0].lost}. "
-                "The chunks before are in this error's `frames` and `trace`.",
-                _videos(search.best_beams(1), "pt" if plan.has_pixels else "latent"),
+                f"No candidate of chunk {search.chunk_index} is left; the first of {len(candidates)} to be lost: "
+                f"{lost}. The chunks before are in this error's `frames` and `trace`.",
                 search.trace,
             )
-        if plan.callback_on_chunk_end is not None:
-            state = {"candidates": candidates, "kept": kept}
-            answer = plan.callback_on_chunk_end(self, chunk_index, state) or {}
-            kept = check_kept(answer.get("kept", kept), candidates, plan.settings.num_beams)
         records = [CandidateTrace.of(c, kept=index in kept) for index, c in enumerate(candidates)]
         survivors = [candidates[index] for index in kept]
         state = candidates = None  # the losers' decoder states go before the clean pass needs the room
-        if plan.has_pixels and not plan.has_reward:
-            survivors = self._decode(search, survivors, work)
-        search.beams, evicted = self._commit(search, survivors, chunk_index, work)
+        search.beams, evicted = self._commit(search, survivors, work)
         search.trace.chunks.append(
             ChunkTrace(
-                fusion_weight=fusion_weight(chunk_index, plan.num_chunks, plan.settings.short_weight_cap),
+                fusion_weight=plan.fusion_weight(search.chunk_index),
                 candidates=records,
                 evicted=evicted,
                 sinks=[[sink.start_frame for sink in beam.memory.sinks] for beam in search.beams],
@@ -414,12 +435,12 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )
         return True
 
-    def _propose(self, search: PromptSearch, chunk_index: int, work: ChunkWork) -> list[Candidate] | None:
+    def _propose(self, search: PromptSearch, work: ChunkWork) -> list[Candidate] | None:
         """Unit 1 and the denoising: K * M candidates in order of their parents. None when interrupted.
 
         Fewer beams than K, as at chunk 0 or after losses, have more candidates each.
         """
-        plan, settings = search.plan, search.plan.settings
+        plan, settings, chunk_index = search.plan, search.plan.settings, search.chunk_index
         num_channels, num_frames, *size = plan.latent_shape
         shares = split_evenly(settings.num_beams * settings.num_candidates, len(search.beams))
         candidates: list[Candidate] = []
@@ -469,40 +490,42 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             latents = self.scheduler.step_between(velocity, latents, sigma, next_sigma, fresh)
             if plan.callback_on_step_end is not None:
                 tensors = {"latents": latents, "prompt_embeds": search.prompt_embeds}
-                tensors = {name: tensors[name] for name in plan.callback_tensor_inputs}
+                tensors = {name: tensors[name].clone() for name in plan.callback_tensor_inputs}
                 changed = plan.callback_on_step_end(self, step, timestep, tensors) or {}
-                latents = changed.get("latents", latents)
-                prompt_embeds = changed.get("prompt_embeds", search.prompt_embeds)
-                if prompt_embeds is not search.prompt_embeds:
-                    search.prompt_embeds, search.prompt_memory = prompt_embeds, PromptMemory()
+                latents = changed.get("latents", latents).to(latents)
+                if "prompt_embeds" in changed and search.change_prompt(changed["prompt_embeds"], PromptMemory()):
                     context = context.with_prompt(search.prompt_memory)
             progress.update()
         search.context = context if len(search.beams) == 1 else None
         return latents
 
-    def _decode(self, search: PromptSearch, candidates: list[Candidate], work: ChunkWork) -> list[Candidate]:
-        """The candidates with their pixels, each decoded once, from its parent's decoder state.
+    def _decode(
+        self, search: PromptSearch, candidates: list[Candidate], wanted: list[int], work: ChunkWork
+    ) -> list[Candidate]:
+        """The candidates, the wanted ones with pixels: each is decoded once, from its parent's decoder state.
 
         States are the dearest part of a beam: a parent's is let go as soon as its last candidate has gone on from it.
         """
         decoder = StreamingWanDecoder(self.vae)
         decoded = list(candidates)
         with work.timed("decode", search.plan.device):
-            for parent_index, parent in enumerate(search.beams):
-                rows = [i for i, c in enumerate(candidates) if c.parent == parent_index and c.lost is None]
-                search.beams[parent_index] = replace(parent, decoder_state=None)
-                if rows:
-                    latents = torch.stack([candidates[row].latents for row in rows])
-                    pairs = decoder.continuations(latents, parent.decoder_state)
-                    for row, (video, state) in zip(rows, pairs, strict=True):
-                        decoded[row] = replace(candidates[row], frames=to_uint8(video), decoder_state=state)
-                    work.latents_decoded += latents.shape[0] * latents.shape[2]
-                del parent
+            for parent_index in range(len(search.beams)):
+                state = search.beams[parent_index].decoder_state
+                search.beams[parent_index] = replace(search.beams[parent_index], decoder_state=None)
+                rows = sorted(index for index in wanted if candidates[index].parent == parent_index)
+                if not rows:
+                    continue
+                latents, finite = torch.stack([candidates[row].latents for row in rows]), []
+                for row, (video, new_state) in zip(rows, decoder.continuations(latents, state), strict=True):
+                    decoded[row] = replace(candidates[row], frames=to_uint8(video), decoder_state=new_state)
+                    finite.append(torch.isfinite(video).all())
+                for row, is_finite in zip(rows, torch.stack(finite).tolist(), strict=True):
+                    if not is_finite:
+                        decoded[row] = lose(decoded[row], "its frames are not finite", search.chunk_index, row)
+                work.latents_decoded += latents.shape[0] * latents.shape[2]
         return decoded
 
-    def _score(
-        self, search: PromptSearch, candidates: list[Candidate], chunk_index: int, work: ChunkWork
-    ) -> list[Candidate]:
+    def _score(self, search: PromptSearch, candidates: list[Candidate], work: ChunkWork) -> list[Candidate]:
         """Unit 2, and the route for unit 3: the candidates with rewards, fused score and route, or lost."""
         plan, settings = search.plan, search.plan.settings
         scored = list(candidates)
@@ -523,7 +546,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     results = score_clips(reward, clips, search.reward_prompt, search.trace.fps, name=f"{kind}_reward")
             for index, result in zip(alive, results, strict=True):
                 if result.score is None:
-                    scored[index] = lose(scored[index], result.problem, chunk_index, index)
+                    scored[index] = lose(scored[index], result.problem, search.chunk_index, index)
                 else:
                     scored[index] = scored[index].with_reward(kind, result.score, result.parts)
         alive = alive_indices(scored)
@@ -531,42 +554,42 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         long = normalize_scores([scored[index].long for index in alive], settings.score_normalization)
         for index, *pair in zip(alive, short, long, strict=True):
             candidate, parent = scored[index], search.beams[scored[index].parent]
-            route = None
-            if chunk_index > 0:
-                route = plan.policy.route((*parent.short, candidate.short), (*parent.long, candidate.long))
-                route = Route(route).value
-            score = fuse_scores(*pair, chunk_index, plan.num_chunks, settings.short_weight_cap)
+            history = (*parent.short, candidate.short), (*parent.long, candidate.long)
+            route = decided_route(plan.policy, *history)
+            score = fuse_scores(*pair, search.chunk_index, plan.num_chunks, settings.short_weight_cap)
             scored[index] = replace(candidate, score=score, route=route)
         return scored
 
     def _commit(
-        self, search: PromptSearch, survivors: list[Candidate], chunk_index: int, work: ChunkWork
+        self, search: PromptSearch, survivors: list[Candidate], work: ChunkWork
     ) -> tuple[list[Beam], list[EvictionTrace]]:
         """The new beams, best first. But for the last chunk, a clean pass remembers it and unit 3 makes room."""
         plan = search.plan
         beams = [candidate.extend(search.beams[candidate.parent]) for candidate in survivors]
         evicted: list[EvictionTrace] = []
-        if chunk_index == plan.num_chunks - 1:
+        if search.chunk_index == plan.num_chunks - 1:
             return [replace(beam, decoder_state=None) for beam in beams], evicted
-        num_frames = plan.latent_shape[1]
         for parent_index, parent in enumerate(search.beams):
             rows = [row for row, candidate in enumerate(survivors) if candidate.parent == parent_index]
             if not rows:
                 continue
-            record = ChunkRecord()
             with work.timed("clean_pass", plan.device):
-                context = (search.context or self._context(search, parent)).recording(record)
-                latents = torch.stack([survivors[row].latents for row in rows])
-                self._velocity(search, latents, plan.timesteps.new_zeros(()), context)
-                chunks = record.chunks(chunk_index, parent.memory.num_frames, num_frames)
+                chunks = self._clean_pass(search, parent, torch.stack([survivors[row].latents for row in rows]))
                 for row, chunk in zip(rows, chunks, strict=True):
                     memory = parent.memory.append(chunk, plan.sink_frames)
-                    memory, left = make_room(memory, plan.policy, beams[row].routes, plan.rolling_frames, num_frames)
+                    room = (plan.rolling_frames, plan.latent_shape[1])
+                    memory, left = make_room(memory, plan.policy, beams[row].routes, *room)
                     beams[row] = replace(beams[row], memory=memory)
                     evicted += [EvictionTrace(row, index, route.value, done.value) for index, route, done in left]
             work.clean_passes += len(rows)
-        search.context = None
         return beams, sorted(evicted, key=lambda eviction: eviction.beam)
+
+    def _clean_pass(self, search: PromptSearch, parent: Beam, latents: torch.Tensor) -> list[CachedChunk]:
+        """Keys and values of the chunks (B, C, F, h, w) that go on from one beam, at timestep 0."""
+        context = self._context(search, parent) if search.context is None else search.context
+        search.context, record = None, ChunkRecord()
+        self._velocity(search, latents, search.plan.timesteps.new_zeros(()), context.recording(record))
+        return record.chunks(search.chunk_index, parent.memory.num_frames, latents.shape[2])
 
     def _context(self, search: PromptSearch, parent: Beam) -> ChunkContext:
         """What the forwards of one beam's next chunk read."""
@@ -592,22 +615,16 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )[0]
 
     def _order_beams(self, search: PromptSearch) -> FinalTrace:
-        """The last beams, best first. An interrupted search does no more work: it is ordered by score."""
+        """The last beams, best first."""
         plan, beams = search.plan, search.beams
-        selection, scores = "score", [beam.score for beam in beams]
-        finished = len(search.trace.chunks) == plan.num_chunks
-        if plan.settings.final_selection == "video_reward" and plan.video_reward is not None and finished:
-            videos = torch.stack([torch.cat(beam.frames) for beam in beams])
-            results = score_clips(
-                plan.video_reward, videos, search.reward_prompt, search.trace.fps, name="video_reward"
-            )
-            selection, scores = "video_reward", [result.score for result in results]
-            for index, result in enumerate(results):
-                if result.problem is not None:
-                    logger.warning(f"Final selection: beam {index} comes last, {result.problem}.")
-        order = keep_best(scores, len(beams))
-        order += [index for index in range(len(beams)) if index not in order]
-        return FinalTrace(selection, order, [scores[index] for index in order])
+        if plan.settings.final_selection == "score" or plan.video_reward is None:
+            return order_by("score", [beam.score for beam in beams])
+        videos = torch.stack([torch.cat(beam.frames) for beam in beams])
+        results = score_clips(plan.video_reward, videos, search.reward_prompt, search.trace.fps, name="video_reward")
+        for index, result in enumerate(results):
+            if result.problem is not None:
+                logger.warning(f"Final selection: beam {index} comes last, {result.problem}.")
+        return order_by("video_reward", [result.score for result in results])
 
     def encode_prompt(
         self, prompt: str | list[str], max_sequence_length: int = 512, device: torch.device | None = None
@@ -650,11 +667,10 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             raise TypeError(f"`prompt` is {prompt!r}; it must be a string, or a list of one or more strings.")
         if prompt is not None and (self.text_encoder is None or self.tokenizer is None):
             raise ValueError("`prompt` needs a text encoder and a tokenizer; without them give `prompt_embeds`.")
-        if prompt is None and prompt_embeds.ndim != 3:
-            shape = tuple(prompt_embeds.shape)
-            raise ValueError(f"`prompt_embeds` has shape {shape}; it must be (prompts, tokens, text dim).")
         if self.transformer is None:
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
+        if prompt is None:
+            check_prompt_embeds(prompt_embeds, self.transformer.config.text_dim)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
         if output_type != "latent" and self.vae is None:
@@ -694,9 +710,10 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             self._progress_bar_config = configured
 
 
-def _videos(beams: list[Beam], output_type: str) -> np.ndarray | torch.Tensor | list:
-    """The beams' videos in the form that was asked for; beams without a chunk have none."""
-    beams = [beam for beam in beams if beam.latents]
+def _videos(searches: list[PromptSearch], output_type: str) -> np.ndarray | torch.Tensor | list:
+    """The best beams' videos in the form that was asked for; prompts without a finished chunk have none."""
+    searches = [search for search in searches if search.trace.chunks]
+    beams = [beam for search in searches for beam in search.best_beams()]
     if output_type == "latent":
         return stack([torch.cat(beam.latents, dim=1) for beam in beams])
     return to_output([torch.cat(beam.frames) for beam in beams], output_type)

@@ -11,7 +11,7 @@ Axes: B batch, L tokens, N heads, D head dim; the leading axis of stored keys an
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
@@ -95,11 +95,12 @@ class ChunkMemory:
         past = [frame for chunk in chunks for frame in range(chunk.start_frame, chunk.start_frame + chunk.num_frames)]
         first = self.num_frames
         if positions == "relative":
-            past, first = list(range(len(past))), len(past)
-        table = rotary.rotary_table(range(first, first + num_frames), height, width, head_dim, device)
+            past, first = range(len(past)), len(past)
+        frames = (*past, *range(first, first + num_frames))
+        table = rotary.rotary_table(frames, height, width, head_dim, device)
+        past_table, table = table.split((len(past) * height * width, num_frames * height * width))
         key = value = None
         if chunks:
-            past_table = rotary.rotary_table(past, height, width, head_dim, device)
             key = torch.cat([chunk.key.to(chunk.dtype) for chunk in chunks], dim=1)  # (layers, L, N, D)
             for layer in key:  # one layer at a time: the float32 products of all would be as large as the memory
                 layer.copy_(rotary.rotate(layer, past_table))
@@ -107,8 +108,13 @@ class ChunkMemory:
         return ChunkContext(table, key, value, prompt)
 
 
-class LayerContext(NamedTuple):
-    """What one layer's self-attention reads, in the place of the stock model's rotary tables."""
+@dataclass(frozen=True, eq=False)
+class LayerContext:
+    """What one layer's self-attention reads, in the place of the stock model's rotary tables.
+
+    This and `LayerPrompt` are no tuples: hooks that move a block's inputs to its device would rebuild a tuple, and
+    what the block records in it would be lost.
+    """
 
     table: torch.Tensor  # (L of the chunk, D / 2) complex: the rotary embedding of its own tokens
     key: torch.Tensor | None  # (1, L of the context, N, D), rotated; None for the first chunk
@@ -117,7 +123,8 @@ class LayerContext(NamedTuple):
     recorded_values: tuple[torch.Tensor, ...]
 
 
-class LayerPrompt(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LayerPrompt:
     """What one layer's cross-attention reads, in the place of the stock model's text."""
 
     hidden_states: torch.Tensor | None  # (1, L, dim) embedded text, when key and value are still to be filled from it

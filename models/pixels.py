@@ -13,7 +13,7 @@ OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 
 def to_uint8(video: torch.Tensor) -> torch.Tensor:
-    """A decoded clip (3, F, H, W) in [-1, 1] as (F, 3, H, W) in 0 to 255."""
+    """A decoded clip (3, F, H, W) in [-1, 1], all finite, as (F, 3, H, W) in 0 to 255."""
     return (video.float() / 2 + 0.5).mul(255.0).round().to(torch.uint8).transpose(0, 1).contiguous()
 
 

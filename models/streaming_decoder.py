@@ -7,6 +7,7 @@ in pieces gives what decoding at once gives, and a state can be continued in sev
 Axes: B batch, C channels, F frames, H and W height and width.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,15 +28,6 @@ class DecoderState:
         return DecoderState(
             tuple(f.expand(batch_size, -1, -1, -1, -1) if torch.is_tensor(f) else f for f in self.features), batch_size
         )
-
-    def split(self) -> list["DecoderState"]:
-        """A state per clip, each with storage of its own, so that dropping one frees it."""
-        if self.batch_size == 1:
-            return [self]
-        return [
-            DecoderState(tuple(f[row : row + 1].clone() if torch.is_tensor(f) else f for f in self.features), 1)
-            for row in range(self.batch_size)
-        ]
 
     @property
     def num_bytes(self) -> int:
@@ -68,6 +60,25 @@ class StreamingWanDecoder:
         Raises:
             ValueError: VAE tiling is on, or `state` is of another number of clips.
         """
+        video, features = self._decode(latents, state)
+        return video, DecoderState(tuple(features), latents.shape[0])
+
+    @torch.no_grad()
+    def continuations(
+        self, latents: torch.Tensor, state: DecoderState | None
+    ) -> Iterator[tuple[torch.Tensor, DecoderState]]:
+        """B ways to go on from one clip's state, each with its pixels (3, frames, height, width) and its own state.
+
+        One batch, or one at a time when the VAE's slicing is on. The states have storage of their own, so that
+        dropping one frees it.
+        """
+        for batch in latents.split(1) if self.vae.use_slicing else (latents,):
+            video, features = self._decode(batch, state)
+            yield from zip(video, _split(features, batch.shape[0]), strict=True)
+
+    def _decode(
+        self, latents: torch.Tensor, state: DecoderState | None
+    ) -> tuple[torch.Tensor, list["torch.Tensor | str | None"]]:
         if self.vae.use_tiling:
             raise ValueError(
                 "VAE tiling is on, and a streaming decode has no state per tile. Call `vae.disable_tiling()`; "
@@ -75,6 +86,8 @@ class StreamingWanDecoder:
             )
         if state is not None and state.batch_size not in (1, latents.shape[0]):
             raise ValueError(f"`state` is of {state.batch_size} clips, `latents` of {latents.shape[0]}.")
+        if hasattr(self.vae, "_hf_hook"):  # `vae.decode` would call it; its parts, called alone, do not
+            self.vae._hf_hook.pre_forward(self.vae)
         if state is not None and state.batch_size < latents.shape[0]:
             state = state.expand(latents.shape[0])
         latents = self._to_vae_space(latents)
@@ -86,18 +99,7 @@ class StreamingWanDecoder:
         video = torch.cat(frames, dim=2)
         if self.vae.config.patch_size is not None:
             video = unpatchify(video, patch_size=self.vae.config.patch_size)
-        return video.clamp(-1.0, 1.0), DecoderState(tuple(features), latents.shape[0])
-
-    def continuations(
-        self, latents: torch.Tensor, state: DecoderState | None
-    ) -> list[tuple[torch.Tensor, DecoderState]]:
-        """B ways to go on from one clip's state, each with its pixels (3, frames, height, width) and its own state.
-
-        One batch, or one at a time when the VAE's slicing is on.
-        """
-        batches = latents.split(1) if self.vae.use_slicing else (latents,)
-        decoded = (self(batch, state) for batch in batches)
-        return [pair for video, new_state in decoded for pair in zip(video, new_state.split(), strict=True)]
+        return video.clamp(-1.0, 1.0), features
 
     @property
     def _num_features(self) -> int:
@@ -109,3 +111,16 @@ class StreamingWanDecoder:
         mean = latents.new_tensor(self.vae.config.latents_mean).view(shape)
         inverse_std = 1.0 / latents.new_tensor(self.vae.config.latents_std).view(shape)
         return latents / inverse_std + mean  # in WanPipeline's order of operations: the same bits
+
+
+def _split(features: list["torch.Tensor | str | None"], batch_size: int) -> list[DecoderState]:
+    """A state per clip. Empties the list as it goes, so that no more than one feature is there twice."""
+    if batch_size == 1:
+        return [DecoderState(tuple(features), 1)]
+    rows: list[list] = [[] for _ in range(batch_size)]
+    features.reverse()
+    while features:
+        feature = features.pop()
+        for index, row in enumerate(rows):
+            row.append(feature[index : index + 1].clone() if torch.is_tensor(feature) else feature)
+    return [DecoderState(tuple(row), 1) for row in rows]

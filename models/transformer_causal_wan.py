@@ -7,6 +7,7 @@ stock one.
 Axes: B batch, C channels, F latent frames, H and W latent height and width, L tokens, N heads, D head dim.
 """
 
+import functools
 import types
 
 import torch
@@ -57,11 +58,12 @@ class CausalWanAttnProcessor(WanAttnProcessor):
         ):
             recorded_key.copy_(key[row])
             recorded_value.copy_(value[row])
-        query = rotary.rotate(query, context.table)
-        key = rotary.rotate(key, context.table)
+        table = context.table.to(query.device)
+        query, key = rotary.rotate(query, table), rotary.rotate(key, table)
         if context.key is not None:
-            key = torch.cat((context.key.expand(key.shape[0], -1, -1, -1), key), dim=1)
-            value = torch.cat((context.value.expand(value.shape[0], -1, -1, -1), value), dim=1)
+            rows = (key.shape[0], -1, -1, -1)
+            key = torch.cat((context.key.to(key.device).expand(rows), key), dim=1)
+            value = torch.cat((context.value.to(value.device).expand(rows), value), dim=1)
         return query, key, value
 
     def _cross_attention_heads(
@@ -75,7 +77,7 @@ class CausalWanAttnProcessor(WanAttnProcessor):
             prompt.value.copy_(value.unflatten(2, (attn.heads, -1)))
         query = attn.norm_q(query).unflatten(2, (attn.heads, -1))
         rows = (query.shape[0], -1, -1, -1)
-        return query, prompt.key.expand(rows), prompt.value.expand(rows)
+        return query, prompt.key.to(query.device).expand(rows), prompt.value.to(query.device).expand(rows)
 
 
 class CausalWanTransformer3DModel(WanTransformer3DModel):
@@ -86,6 +88,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
     _skip_keys = ["memory"]  # offload hooks must not rebuild it
 
+    @functools.wraps(WanTransformer3DModel.__init__)  # diffusers reads a model's config keys off this signature
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._install_processors()
@@ -106,6 +109,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
         Raises:
             TypeError: `transformer` is neither a stock Wan transformer nor a causal one.
+            ValueError: it is under group offload already, whose hooks hold on to the stock forward.
         """
         module = getattr(transformer, "_orig_mod", transformer)  # what `torch.compile(model)` wraps
         if not isinstance(module, WanTransformer3DModel):
@@ -113,11 +117,17 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
                 f"`transformer` is a {type(module).__name__}; streaming needs a diffusers `WanTransformer3DModel` "
                 "(Wan 2.1 text-to-video), or a `CausalWanTransformer3DModel`."
             )
-        if type(module) is not cls:
-            module.__class__ = cls
-            module._install_processors()
-            if hasattr(module, "_old_forward"):  # accelerate's hook captured the stock forward
-                module._old_forward = types.MethodType(cls.forward, module)
+        if isinstance(module, cls):
+            return transformer
+        if getattr(module, "_diffusers_hook", None) is not None:
+            raise ValueError(
+                "`transformer` is already under group offload. Build the pipeline first, then call "
+                "`pipe.enable_group_offload(...)`."
+            )
+        module.__class__ = cls
+        module._install_processors()
+        if hasattr(module, "_old_forward"):  # accelerate's hook captured the stock forward
+            module._old_forward = types.MethodType(cls.forward, module)
         return transformer
 
     def forward(

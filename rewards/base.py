@@ -3,7 +3,7 @@
 Axes: B clips, F frames, H height and W width in pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -48,3 +48,22 @@ class Reward(torch.nn.Module):
             fps: frames per second of the clips.
         """
         raise NotImplementedError
+
+
+class ModuleReward(Reward):
+    """A reward that is a plain `torch.nn.Module`, with the `device` and `dtype` that a pipeline asks its parts for."""
+
+    reads_prompt = False
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, frames: torch.Tensor, prompt: list[str], fps: float) -> torch.Tensor | RewardOutput:
+        return self.module(frames, prompt, fps)
+
+
+def as_component(reward: Callable | None) -> Callable | None:
+    """A reward as a pipeline can hold it: itself, or wrapped if it is a plain module."""
+    is_plain = isinstance(reward, torch.nn.Module) and not (hasattr(reward, "device") and hasattr(reward, "dtype"))
+    return ModuleReward(reward) if is_plain else reward

@@ -77,25 +77,22 @@ def score_clips(
         RewardFormatError: the reward's output is of the wrong type or shape.
     """
     try:
-        return _call(reward, frames, prompt, fps, name)
-    except RewardFormatError:
-        raise
+        with torch.inference_mode():
+            output = reward(frames.to(torch.float32).div_(255.0), [prompt] * len(frames), fps)
     except Exception as error:  # a reward is foreign code: whatever it raises must cost one candidate, not the run
-        if len(frames) == 1:
-            return [RewardScore(None, problem=f"`{name}` raised {type(error).__name__}: {error}")]
-        logger.warning(f"`{name}` raised {type(error).__name__}: {error}. Trying its {len(frames)} clips one by one.")
+        problem = f"`{name}` raised {type(error).__name__}: {error}"
+    else:
+        return _read(output, len(frames), name)
+    if len(frames) == 1:
+        return [RewardScore(None, problem=problem)]
+    logger.warning(f"{problem}. Trying its {len(frames)} clips one by one.")
     return [score for clip in frames.split(1) for score in score_clips(reward, clip, prompt, fps, name=name)]
 
 
-def _call(reward: RewardFunction, frames: torch.Tensor, prompt: str, fps: float, name: str) -> list[RewardScore]:
-    batch_size = len(frames)
-    with torch.inference_mode():
-        output = reward(frames.to(torch.float32).div_(255.0), [prompt] * batch_size, fps)
+def _read(output: object, batch_size: int, name: str) -> list[RewardScore]:
     scores = _numbers(getattr(output, "score", output), batch_size, name)
-    parts = {
-        key: _numbers(values, batch_size, f"{name}, part {key}")
-        for key, values in getattr(output, "parts", {}).items()
-    }
+    parts = getattr(output, "parts", None) or {}
+    parts = {key: _numbers(values, batch_size, f"{name}, part {key}") for key, values in parts.items()}
     return [
         RewardScore(
             score if math.isfinite(score) else None,

@@ -86,14 +86,14 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         if sigmas is None:
             if num_inference_steps is None:
                 raise ValueError("Give `num_inference_steps` or `sigmas`.")
-            sigmas = [1.0 - index / num_inference_steps for index in range(int(num_inference_steps))]
+            _check_num_steps(num_inference_steps)
+            sigmas = [1.0 - index / num_inference_steps for index in range(num_inference_steps)]
         levels = [float(level) for level in sigmas]
         if num_inference_steps not in (None, len(levels)):
             raise ValueError(
                 f"`num_inference_steps` is {num_inference_steps}, but `sigmas` has {len(levels)} levels. Give one."
             )
-        if not 1 <= len(levels) <= MAX_STEPS:
-            raise ValueError(f"{len(levels)} steps were asked for; this scheduler makes 1 to {MAX_STEPS}.")
+        _check_num_steps(len(levels))
         if not all(0 < level <= 1 for level in levels) or sorted(set(levels), reverse=True) != levels:
             raise ValueError(f"`sigmas` is {levels}; levels lie in (0, 1] and fall from step to step.")
         self.num_inference_steps = len(levels)
@@ -160,3 +160,8 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
+
+
+def _check_num_steps(num_steps: int) -> None:
+    if num_steps not in range(1, MAX_STEPS + 1):
+        raise ValueError(f"{num_steps} steps were asked for; this scheduler makes 1 to {MAX_STEPS}.")

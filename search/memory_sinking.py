@@ -52,9 +52,6 @@ class MemoryPolicy:
     def __post_init__(self) -> None:
         if self.positions not in ("absolute", "relative"):
             raise ValueError(f'`positions` is {self.positions!r}; it must be "absolute" or "relative".')
-        decay = getattr(self, "ema_decay", 1.0)
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"`ema_decay` is {decay}; it must lie in [0, 1]. Near 1 a sink changes slowly.")
 
     def first_sink_frames(self, sink_frames: int) -> int:
         return sink_frames
@@ -81,7 +78,12 @@ class StaticSink(MemoryPolicy):
 
 @dataclass(frozen=True)
 class _AveragingPolicy(MemoryPolicy):
-    """What averages into sinks needs one to begin with."""
+    """What averages into sinks needs one to begin with, and a decay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.ema_decay <= 1.0:
+            raise ValueError(f"`ema_decay` is {self.ema_decay}; it must lie in [0, 1]. Near 1 a sink changes slowly.")
 
     def first_sink_frames(self, sink_frames: int) -> int:
         if sink_frames == 0:
@@ -144,6 +146,21 @@ class RewardRoutedSink(_AveragingPolicy):
         if route == Route.APPEND and sum(s.num_frames for s in sinks) + chunk.num_frames <= self.max_sink_frames:
             return (*sinks, chunk)
         return (*sinks[:-1], sinks[-1].average(chunk, self.ema_decay))
+
+
+def decided_route(policy: MemoryPolicy, short_scores: Sequence[float], long_scores: Sequence[float]) -> str | None:
+    """The name of the newest chunk's route by `policy`; None for chunk 0, which has none.
+
+    Raises:
+        ValueError: the policy gave no route.
+    """
+    if len(short_scores) == 1:
+        return None
+    route = policy.route(short_scores, long_scores)
+    names = [possible.value for possible in Route]
+    if route not in names:
+        raise ValueError(f"`route` of {type(policy).__name__} gave {route!r}; it must give one of {', '.join(names)}.")
+    return Route(route).value
 
 
 def make_room(

@@ -4,9 +4,9 @@ Axes of noise: (F latent frames, C channels, H latent height, W latent width).
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import sqrt
 
-import numpy as np
 import torch
 
 SEED_LIMIT = 2**53  # seeds go through JSON, whose readers keep integers exactly up to here
@@ -69,8 +69,9 @@ SEED_MODES: dict[str, Callable[[int, int, int, int, int], int]] = {
 def base_seed(generator: torch.Generator | None, mode: str) -> int:
     """The seed that a run's candidates are derived from, below 2^53.
 
-    "reference" takes the generator's initial seed and leaves it as it is; "independent" draws from it, so that a
-    generator that is used twice gives two videos. Without a generator it comes from torch's global one.
+    "reference" takes the generator's initial seed and leaves it as it is, so that all prompts of one generator share
+    a base; "independent" draws from it, and a generator that is used twice gives two videos. Without a generator it
+    comes from torch's global one.
     """
     if mode == "reference" and generator is not None:
         return generator.initial_seed() % SEED_LIMIT
@@ -89,5 +90,6 @@ def draw_noise(generators: list[torch.Generator], shape: tuple[int, int, int, in
 
 
 def split_evenly(total: int, parts: int) -> list[int]:
-    """`total` candidates shared out over `parts` beams, the best beams first in line for a remainder."""
-    return [int(share) for share in np.diff(np.ceil(np.arange(parts + 1) * total / parts))]
+    """`total` candidates shared out over `parts` beams as evenly as they go, the best beam first in line for more."""
+    ends = [-(-index * total // parts) for index in range(parts + 1)]
+    return [end - begin for begin, end in pairwise(ends)]

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from diffusers.utils import logging
 
-from . import beam, memory_sinking, settings, trace
+from . import beam, memory_sinking, reward_pruning, settings, trace
 
-Reward = Callable[[torch.Tensor, list[str], float], torch.Tensor]
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,8 +17,8 @@ class SearchPlan:
 
     settings: "settings.SearchSettings"
     policy: "memory_sinking.MemoryPolicy"
-    image_reward: Reward | None
-    video_reward: Reward | None
+    image_reward: Callable | None  # `reward(frames, prompt, fps)`
+    video_reward: Callable | None
     num_chunks: int
     latent_shape: tuple[int, int, int, int]  # one chunk's C, F, h, w
     sink_frames: int  # first latent frames that are sinks: the policy's say
@@ -40,6 +41,10 @@ class SearchPlan:
     def num_steps(self) -> int:
         return len(self.levels) - 1
 
+    def fusion_weight(self, chunk_index: int) -> float:
+        """Of the short score."""
+        return reward_pruning.fusion_weight(chunk_index, self.num_chunks, self.settings.short_weight_cap)
+
 
 @dataclass(eq=False)
 class PromptSearch:
@@ -54,15 +59,43 @@ class PromptSearch:
     beams: "list[beam.Beam]"  # best first
     context: object = None  # what the only beam's forwards read, kept for its clean pass; None with several beams
 
+    @property
+    def chunk_index(self) -> int:
+        """Of the chunk that is being made."""
+        return len(self.trace.chunks)
+
+    def change_prompt(self, prompt_embeds: torch.Tensor, prompt_memory: object) -> bool:
+        """Takes another prompt for the rest of the video, with an empty memory of it; False when it is no other."""
+        prompt_embeds = prompt_embeds.to(self.prompt_embeds)
+        if torch.equal(prompt_embeds, self.prompt_embeds):
+            return False
+        self.prompt_embeds, self.prompt_memory = prompt_embeds, prompt_memory
+        return True
+
     def release(self) -> None:
         """Lets go of all that only a next chunk would need: a finished search is its videos and its trace."""
         self.beams = [replace(beam, memory=None, decoder_state=None) for beam in self.beams]
         self.context = self.prompt_memory = None
 
-    def best_beams(self, count: int) -> "list[beam.Beam]":
-        """The first `count` beams in their final order, or in that of the last chunk while there is none."""
-        order = range(len(self.beams)) if self.trace.final is None else self.trace.final.order
-        return [self.beams[index] for index in order][:count]
+    def best_beams(self) -> "list[beam.Beam]":
+        """As many beams as the call asks for, in their final order; fewer, with a warning, when fewer are left."""
+        wanted = self.plan.settings.num_videos_per_prompt
+        if len(self.beams) < wanted:
+            logger.warning(f"{len(self.beams)} of {wanted} videos are left for a prompt: candidates were lost.")
+        return [self.beams[index] for index in self.trace.final.order][:wanted]
+
+
+def check_prompt_embeds(prompt_embeds: torch.Tensor, text_dim: int) -> None:
+    """
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it is not of one or more prompts, for this transformer.
+    """
+    if not torch.is_tensor(prompt_embeds):
+        raise TypeError(f"`prompt_embeds` is a {type(prompt_embeds).__name__}; it must be a tensor.")
+    if prompt_embeds.ndim != 3 or len(prompt_embeds) == 0 or prompt_embeds.shape[2] != text_dim:
+        shape = tuple(prompt_embeds.shape)
+        raise ValueError(f"`prompt_embeds` has shape {shape}; it must be (1 or more prompts, tokens, {text_dim}).")
 
 
 def check_noise(latents: torch.Tensor | None, plan: SearchPlan, num_prompts: int) -> None:
@@ -72,6 +105,8 @@ def check_noise(latents: torch.Tensor | None, plan: SearchPlan, num_prompts: int
     """
     if latents is None:
         return
+    if not torch.is_tensor(latents):
+        raise TypeError(f"`latents` is a {type(latents).__name__}; it must be a tensor.")
     if plan.settings.num_beams * plan.settings.num_candidates > 1:
         raise ValueError(
             f"`latents` is the noise of one video, and a search of {plan.settings.num_beams} beams with "
@@ -99,16 +134,20 @@ def check_kept(kept: list[int], candidates: "list[beam.Candidate]", num_beams: i
     return kept
 
 
-def per_prompt(name: str, value: object, num_prompts: int) -> list:
-    """One value for each prompt.
+def per_prompt(name: str, value: object, kind: type, num_prompts: int) -> list:
+    """One value of a kind, or None, for each prompt, from one for all or a list.
 
     Raises:
+        TypeError: something else.
         ValueError: a list of another length.
     """
-    if not isinstance(value, list):
-        return [value] * num_prompts
-    if len(value) != num_prompts:
+    values = value if isinstance(value, list) else [value] * num_prompts
+    for each in values:
+        if each is not None and not isinstance(each, kind):
+            wanted = f"a {kind.__name__} or a list with one for each prompt"
+            raise TypeError(f"`{name}` is {value!r}; it must be {wanted}.")
+    if len(values) != num_prompts:
         raise ValueError(
-            f"`{name}` is a list of {len(value)}, and there are {num_prompts} prompts; give one each, or one for all."
+            f"`{name}` is a list of {len(values)}, and there are {num_prompts} prompts; give one each, or one for all."
         )
-    return value
+    return values

@@ -6,6 +6,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from . import trace
+
 Score = TypeVar("Score", float, torch.Tensor)
 
 
@@ -48,6 +50,13 @@ def normalize_scores(scores: Sequence[float], method: str | None) -> list[float]
     below = (values[None, :] < values[:, None]).sum(axis=1)
     equal = (values[None, :] == values[:, None]).sum(axis=1) - 1
     return ((below + equal / 2) / max(values.size - 1, 1)).tolist()
+
+
+def order_by(selection: str, scores: Sequence[float | None]) -> "trace.FinalTrace":
+    """The last beams, best score first, those without a score at the end."""
+    order = keep_best(scores, len(scores))
+    order += [index for index in range(len(scores)) if index not in order]
+    return trace.FinalTrace(selection, order, [scores[index] for index in order])
 
 
 def keep_best(scores: Sequence[float | None], num_beams: int) -> list[int]:

@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass
 from math import isfinite
+from numbers import Real
 from typing import Literal
 
-from . import memory_sinking, noise_propagation
+from . import geometry, memory_sinking, noise_propagation
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,19 @@ class SearchSettings:
     reward_window: int = 10  # chunks that the long score reads
     candidate_seeds: Literal["independent", "reference"] = "independent"
     final_selection: Literal["video_reward", "score"] = "video_reward"
+    num_videos_per_prompt: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "num_candidates", "reward_window"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"`{name}` is {value!r}, a {type(value).__name__}; it must be a whole number.")
-            if value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be 1 or more.")
+        for name in ("num_beams", "num_candidates", "reward_window", "num_videos_per_prompt"):
+            geometry.check_whole_number(name, getattr(self, name), least=1)
+        if self.num_videos_per_prompt > self.num_beams:
+            raise ValueError(
+                f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and only `num_beams`, {self.num_beams}, "
+                f"are kept. Use {self.num_beams} or fewer videos, or more beams."
+            )
+        for name in ("noise_correlation", "short_weight_cap"):
+            if not isinstance(getattr(self, name), Real):
+                raise TypeError(f"`{name}` is {getattr(self, name)!r}; it must be a number.")
         if not -1.0 < self.noise_correlation < 1.0:
             raise ValueError(
                 f"`noise_correlation` is {self.noise_correlation}; it must lie between -1 and 1, both excluded. "
@@ -64,6 +70,8 @@ def check_policy(memory: object) -> None:
             f"`memory` is {given}, not a memory policy. Use SlidingWindow(), StaticSink(), EMASink() or "
             "RewardRoutedSink(), or an object with the methods `route` and `evict`."
         )
+    if policy_positions(memory) not in ("absolute", "relative"):
+        raise ValueError(f'`memory.positions` is {policy_positions(memory)!r}; it must be "absolute" or "relative".')
 
 
 def policy_positions(memory: object) -> str:

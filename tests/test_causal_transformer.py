@@ -202,3 +202,76 @@ def test_an_image_conditioned_model_is_refused():
     model = toy_transformer(added_kv_proj_dim=24, image_dim=8)
     with pytest.raises(ValueError, match="conditioned on an image"):
         model(noise(1, 4, 3, 4, 4), torch.zeros(1), noise(1, 6, 8), memory=context_of(model, ChunkMemory()))
+
+
+@torch.no_grad()
+def test_models_are_saved_and_loaded_as_they_are(tmp_path, embeds):
+    causal, inputs = toy_transformer(), (noise(1, 4, 3, 4, 4), torch.tensor([625.0]), embeds)
+    causal.save_pretrained(tmp_path)
+    for kind in (CausalWanTransformer3DModel, WanTransformer3DModel):
+        loaded = kind.from_pretrained(tmp_path)
+        assert all(map(torch.equal, loaded.state_dict().values(), causal.state_dict().values()))
+        torch.testing.assert_close(loaded(*inputs).sample, causal(*inputs).sample, rtol=1e-6, atol=1e-6)
+    assert len(CausalWanTransformer3DModel.from_config(causal.config).blocks) == 2
+
+
+@torch.no_grad()
+def test_a_block_whose_hook_rebuilds_its_inputs_still_records(toy_models, embeds):
+    """As accelerate's hooks do when the blocks of a model are on several devices."""
+    from accelerate.utils import recursively_apply
+
+    model, _ = toy_models
+    plain = remember(model, ChunkMemory(), noise(1, 4, 3, 4, 4), embeds)
+    rebuild = lambda module, args: recursively_apply(lambda tensor: tensor.clone(), args)  # noqa: E731
+    handle = model.blocks[1].register_forward_pre_hook(rebuild)
+    rebuilt = remember(model, ChunkMemory(), noise(1, 4, 3, 4, 4), embeds)
+    handle.remove()
+    assert torch.equal(plain.sinks[0].key, rebuilt.sinks[0].key)
+    assert torch.equal(plain.sinks[0].value, rebuilt.sinks[0].value)
+
+
+@torch.no_grad()
+def test_a_hook_that_was_there_before_calls_the_causal_forward(embeds):
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    causal = toy_transformer()
+    stock = WanTransformer3DModel.from_config(causal.config).eval()
+    stock.load_state_dict(causal.state_dict())
+    add_hook_to_module(stock, ModelHook())
+    adopted = CausalWanTransformer3DModel.adopt(stock)
+    inputs = (noise(1, 4, 3, 4, 4), torch.tensor([625.0]), embeds)
+    expected = causal(*inputs, memory=context_of(causal, ChunkMemory())).sample
+    assert torch.equal(adopted(*inputs, memory=context_of(adopted, ChunkMemory())).sample, expected)
+
+
+def test_a_transformer_under_group_offload_is_refused():
+    from diffusers.hooks import apply_group_offloading
+
+    stock = WanTransformer3DModel.from_config(toy_transformer().config)
+    cpu = torch.device("cpu")
+    apply_group_offloading(stock, onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    with pytest.raises(ValueError, match="already under group offload.*enable_group_offload"):
+        CausalWanTransformer3DModel.adopt(stock)
+
+
+def test_a_subclass_stays_what_it_is():
+    class Mine(CausalWanTransformer3DModel):
+        pass
+
+    mine = Mine.from_config(toy_transformer().config)
+    assert type(CausalWanTransformer3DModel.adopt(mine)) is Mine
+
+
+@torch.no_grad()
+def test_the_scale_of_a_lora_acts_once_with_and_without_a_memory(embeds):
+    from peft import LoraConfig
+
+    model = toy_transformer()
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    inputs = (noise(1, 4, 3, 4, 4), torch.tensor([625.0]), embeds)
+    for scale in (0.0, 0.5, 1.0):
+        arguments = {"attention_kwargs": {"scale": scale}}
+        stock = model(*inputs, **arguments).sample
+        remembered = model(*inputs, **arguments, memory=context_of(model, ChunkMemory())).sample
+        torch.testing.assert_close(stock, remembered, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(model(*inputs, attention_kwargs={"scale": 0.0}).sample, model(*inputs).sample)

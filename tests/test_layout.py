@@ -1,6 +1,7 @@
 """The shape of the repository that the Hub's loader needs, and what an import costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,7 @@ def test_public_names_are_there():
     assert all((Reward, RewardOutput, EMASink, RewardRoutedSink, Route, SearchTrace, SlidingWindow, StaticSink))
     with pytest.raises(AttributeError, match="no attribute 'WanPipeline'"):
         stream_t1.WanPipeline  # noqa: B018
+
+
+def test_the_readme_has_no_figure_left_open():
+    assert not re.search(r"@[A-Z]+@", (ROOT / "README.md").read_text(encoding="utf-8"))

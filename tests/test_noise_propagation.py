@@ -95,3 +95,7 @@ def test_without_a_generator_the_base_follows_the_global_seed():
 )
 def test_candidates_are_shared_out_over_the_beams_that_are_left(total, parts, shares):
     assert split_evenly(total, parts) == shares
+
+
+def test_streams_wrap_around_after_2_to_the_14_chunks():
+    assert independent_seed(7, 2**14 + 3, 1, 2, 0) == independent_seed(7, 3, 1, 2, 0)

@@ -59,6 +59,19 @@ CASES = {
     "reward": ({"image_reward": 3}, TypeError, "`image_reward` is a int.*callable"),
     "generators": ({"generator": [torch.Generator()] * 2}, ValueError, "`generator` is a list of 2.*1 prompts"),
     "steps": ({"num_inference_steps": 12}, ValueError, "12 steps.*1 to 8"),
+    "negative steps": ({"num_inference_steps": -1}, ValueError, "-1 steps.*1 to 8"),
+    "no videos": ({"num_videos_per_prompt": 0}, ValueError, "`num_videos_per_prompt` is 0; it must be 1 or more"),
+    "videos type": ({"num_videos_per_prompt": 1.0}, TypeError, "`num_videos_per_prompt` is 1.0"),
+    "height zero": ({"height": 0}, ValueError, "`height` is 0.*Use 16"),
+    "height type": ({"height": 16.0}, TypeError, "`height` is 16.0, a float"),
+    "num_frames type": ({"num_frames": "21"}, TypeError, "`num_frames` is '21', a str"),
+    "no prompts": ({"prompt_embeds": torch.zeros(0, 6, 8)}, ValueError, r"`prompt_embeds`.*1 or more"),
+    "text dim": ({"prompt_embeds": torch.zeros(1, 6, 9)}, ValueError, r"`prompt_embeds`.*tokens, 8\)"),
+    "embeds type": ({"prompt_embeds": [0.0]}, TypeError, "`prompt_embeds` is a list"),
+    "noise type": ({"latents": 0, "num_beams": 1, "num_candidates": 1}, TypeError, "`latents` is a int"),
+    "generator type": ({"generator": 3}, TypeError, "`generator` is 3; it must be a Generator"),
+    "reward prompt type": ({"reward_prompt": 5}, TypeError, "`reward_prompt` is 5; it must be a str"),
+    "beta type": ({"noise_correlation": "a"}, TypeError, "`noise_correlation` is 'a'"),
 }
 
 
@@ -78,6 +91,30 @@ def test_a_reward_that_reads_the_prompt_needs_words(checked):
         checked(video_reward=Reward())
 
 
+class Bare:
+    """A policy without the base class."""
+
+    positions = "rotary"
+
+    def route(self, short_scores, long_scores):
+        return None
+
+    def evict(self, sinks, chunk, route):
+        return sinks
+
+
+def test_a_policy_with_unknown_positions_is_refused(checked):
+    with pytest.raises(ValueError, match="`memory.positions` is 'rotary'.*\"relative\""):
+        checked(memory=Bare())
+
+
+def test_a_policy_that_gives_no_route_is_told_so(toy_pipeline, embeds):
+    policy = Bare()
+    policy.positions = "absolute"
+    with pytest.raises(ValueError, match="`route` of Bare gave None; .*discard, ema, append"):
+        toy_pipeline(prompt_embeds=embeds, num_frames=21, memory=policy)
+
+
 def build(**config):
     return StreamT1Pipeline(None, None, toy_transformer(), toy_vae(z_dim=4), FewStepFlowMatchScheduler(), **config)
 
@@ -88,6 +125,9 @@ def build(**config):
         ({"window_frames": 3}, "`window_frames` is 3; it counts the first sinks.*6 or more"),
         ({"window_frames": 10}, "`window_frames` is 10; .*multiple of `chunk_frames`, 3. Use 9 or 12"),
         ({"sink_frames": 4}, "`sink_frames` is 4"),
+        ({"sink_frames": -3}, "`sink_frames` is -3; it must be 0 or more"),
+        ({"chunk_frames": 0}, "`chunk_frames` is 0; it must be 1 or more"),
+        ({"fps": 0}, "`fps` is 0"),
     ],
 )
 def test_windows_that_hold_no_chunk_are_refused(config, message):

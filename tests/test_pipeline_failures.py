@@ -102,9 +102,11 @@ def test_when_all_are_lost_the_error_carries_what_was_finished(toy_pipeline, emb
             raise RuntimeError("out of order")
         return brightness(frames, prompt, fps)
 
-    with pytest.raises(NoCandidateLeftError, match="4 candidates of chunk 2.*out of order") as caught:
+    with pytest.raises(
+        NoCandidateLeftError, match="No candidate of chunk 2 is left; the first of 4.*out of order"
+    ) as caught:
         search(toy_pipeline, embeds, image_reward=reward)
-    assert caught.value.frames.shape == (1, 21, 3, 16, 16)
+    assert caught.value.frames.shape == (1, 21, 16, 16, 3)
     assert len(caught.value.trace.chunks) == 2
 
 
@@ -146,7 +148,7 @@ def test_interrupt_returns_the_finished_chunks_and_leaves_the_pipeline_usable(to
 def test_ctrl_c_returns_the_finished_chunks(toy_pipeline, embeds, caplog):
     part = search(toy_pipeline, embeds, callback_on_chunk_end=interrupt_at(2, press_ctrl_c))
     assert part.frames.shape == (1, 21, 16, 16, 3)
-    assert "Interrupted: 2 of 3 chunks are returned" in caplog.text
+    assert "Interrupted: the 2 finished chunks are returned" in caplog.text
     assert part.trace.final.selection == "score"  # no more work was done
 
 
@@ -227,3 +229,108 @@ def test_progress_bars_can_be_configured(toy_pipeline, embeds, capsys):
     toy_pipeline.set_progress_bar_config(desc="frames of a dream")
     search(toy_pipeline, embeds)
     assert "frames of a dream" in capsys.readouterr().err
+
+
+def test_non_finite_pixels_lose_that_candidate(toy_pipeline, embeds, caplog):
+    def spoil(module, args, output):
+        return output.index_fill(0, torch.tensor([2]), float("nan")) if len(output) == 4 else output
+
+    handle = toy_pipeline.vae.decoder.register_forward_hook(spoil)
+    trace = search(toy_pipeline, embeds, num_frames=21).trace
+    handle.remove()
+    assert trace.chunks[0].candidates[2].lost == "its frames are not finite"
+
+
+def test_non_finite_pixels_without_rewards_lose_the_beam(toy_pipeline, embeds):
+    handle = toy_pipeline.vae.decoder.register_forward_hook(lambda module, args, output: output * float("nan"))
+    with pytest.raises(NoCandidateLeftError, match="frames are not finite"):
+        search(toy_pipeline, embeds, image_reward=False, video_reward=False)
+    handle.remove()
+
+
+def test_fewer_videos_than_asked_are_told(toy_pipeline, embeds, caplog):
+    def reward(frames, prompt, fps):
+        return torch.tensor([1.0] + [float("nan")] * (len(frames) - 1))
+
+    output = search(toy_pipeline, embeds, video_reward=reward, num_videos_per_prompt=2, num_frames=9)
+    assert output.frames.shape[0] == 1 and "1 of 2 videos are left" in caplog.text
+
+
+def test_ctrl_c_in_a_later_prompt_keeps_the_earlier_videos(toy_pipeline, embeds):
+    calls = []
+
+    def callback(pipe, index, state):
+        calls.append(index)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    output = search(toy_pipeline, torch.cat((embeds, embeds)), callback_on_chunk_end=callback)
+    assert output.frames.shape == (1, 33, 16, 16, 3) and output.trace.final.selection == "video_reward"
+
+
+def test_ctrl_c_in_the_final_selection_keeps_the_video(toy_pipeline, embeds):
+    def reward(frames, prompt, fps):
+        if len(frames) == 2:
+            raise KeyboardInterrupt
+        return contrast(frames, prompt, fps)
+
+    output = search(toy_pipeline, embeds, video_reward=reward)
+    assert output.frames.shape == (1, 33, 16, 16, 3) and output.trace.final.selection == "score"
+
+
+def test_a_loss_in_a_later_prompt_carries_the_earlier_videos(toy_pipeline, embeds):
+    calls = []
+
+    def reward(frames, prompt, fps):
+        calls.append(1)
+        return brightness(frames, prompt, fps) + (float("nan") if len(calls) == 4 else 0.0)
+
+    with pytest.raises(NoCandidateLeftError) as caught:
+        search(toy_pipeline, torch.cat((embeds, embeds)), image_reward=reward)
+    assert caught.value.frames.shape == (1, 33, 16, 16, 3) and caught.value.trace.chunks == []
+
+
+PLAIN = {"image_reward": False, "video_reward": False, "num_beams": 1, "num_candidates": 1, "output_type": "latent"}
+
+
+def test_a_prompt_changed_within_a_chunk_acts_on_its_next_step(toy_pipeline, embeds):
+    def callback(pipe, step, timestep, tensors):
+        return {"prompt_embeds": (embeds + 1).double()} if step == 0 else {}
+
+    request = {**PLAIN, "num_frames": 9, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    changed = search(toy_pipeline, embeds, callback_on_step_end=callback, **request).frames
+    assert not torch.allclose(changed, search(toy_pipeline, embeds, **request).frames, atol=1e-3)
+
+
+def test_a_prompt_changed_in_place_is_noticed_and_leaves_the_callers_alone(toy_pipeline, embeds):
+    before = embeds.clone()
+
+    def callback(pipe, step, timestep, tensors):
+        tensors["prompt_embeds"] += 1.0
+        return tensors
+
+    request = {**PLAIN, "num_frames": 9, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    changed = search(toy_pipeline, embeds, callback_on_step_end=callback, **request).frames
+    assert torch.equal(embeds, before)
+    assert not torch.allclose(changed, search(toy_pipeline, embeds, **request).frames, atol=1e-3)
+
+
+def test_official_callbacks_bring_their_own_tensor_inputs(toy_pipeline, embeds):
+    from diffusers.callbacks import PipelineCallback
+
+    class Watch(PipelineCallback):
+        tensor_inputs = ["prompt_embeds"]
+        seen = []
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            self.seen.append(sorted(callback_kwargs))
+            return callback_kwargs
+
+    search(toy_pipeline, embeds, callback_on_step_end=Watch(), num_frames=9)
+    assert Watch.seen == [["prompt_embeds"]] * 4
+
+
+def test_a_callback_may_answer_nothing(toy_pipeline, embeds):
+    expected = search(toy_pipeline, embeds).frames
+    quiet = {"callback_on_chunk_end": lambda *_: {"kept": None}, "callback_on_step_end": lambda *_: None}
+    assert np.array_equal(search(toy_pipeline, embeds, **quiet).frames, expected)

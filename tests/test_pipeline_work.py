@@ -1,6 +1,8 @@
 """What a search costs, counted."""
 
 import time
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,7 +89,7 @@ def test_a_fork_copies_no_memory(toy_pipeline, embeds):
 
     beams = []
     advance = toy_pipeline._advance
-    toy_pipeline._advance = lambda search, index: advance(search, index) and beams.append(search.beams) is None
+    toy_pipeline._advance = lambda search: advance(search) and beams.append(search.beams) is None
     toy_pipeline(prompt_embeds=embeds, num_frames=57, callback_on_chunk_end=look, memory=StaticSink(), **REWARDS)
     one, other = beams[3]
     assert one.memory.sinks[0].key is other.memory.sinks[0].key
@@ -99,7 +101,7 @@ def test_a_fork_copies_no_memory(toy_pipeline, embeds):
 def test_decoder_states_live_no_longer_than_needed(toy_pipeline, embeds):
     beams = []
     advance = toy_pipeline._advance
-    toy_pipeline._advance = lambda search, index: advance(search, index) and beams.append(search.beams) is None
+    toy_pipeline._advance = lambda search: advance(search) and beams.append(search.beams) is None
     toy_pipeline(prompt_embeds=embeds, num_frames=33, **REWARDS)
     assert [beam.decoder_state is None for beam in beams[-1]] == [True, True]
     assert [beam.decoder_state is None for beam in beams[0]] == [True, True]  # let go when chunk 1 was decoded
@@ -165,3 +167,115 @@ def test_a_kept_candidate_does_not_keep_its_batch_alive(toy_pipeline, embeds):
     )
     for tensor in (tensor for candidate in kept for tensor in (candidate.latents, candidate.noise, candidate.frames)):
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_losers_decoder_states_are_gone_before_the_clean_pass(toy_pipeline, embeds):
+    states, alive = [], []
+    clean_pass = toy_pipeline._clean_pass
+
+    def look(pipe, index, state):
+        states[:] = [weakref.ref(candidate.decoder_state) for candidate in state["candidates"]]
+
+    def counted(*arguments):
+        alive.append(sum(state() is not None for state in states))
+        return clean_pass(*arguments)
+
+    toy_pipeline._clean_pass = counted
+    toy_pipeline(prompt_embeds=embeds, num_frames=33, callback_on_chunk_end=look, **REWARDS)
+    assert set(alive) == {2}
+
+
+def test_contexts_of_two_beams_are_never_alive_together(toy_pipeline, embeds):
+    made, alive = [], []
+    context = toy_pipeline._context
+
+    def counted(search, parent):
+        alive.append(sum(ref() is not None for ref in made))
+        new = context(search, parent)
+        made.append(weakref.ref(new))
+        return new
+
+    toy_pipeline._context = counted
+    memory = {"callback_on_chunk_end": lambda *_: {"kept": [0, 3]} if len(made) > 1 else None}
+    toy_pipeline(prompt_embeds=embeds, num_frames=57, **memory, **REWARDS)
+    assert len(alive) > 8 and set(alive) == {0}
+
+
+def test_memories_are_gone_before_the_whole_videos_are_scored(toy_pipeline, embeds):
+    keys, alive = [], []
+    clean_pass = toy_pipeline._clean_pass
+
+    def noted(*arguments):
+        chunks = clean_pass(*arguments)
+        keys.extend(weakref.ref(chunk.key) for chunk in chunks)
+        return chunks
+
+    def reward(frames, prompt, fps):
+        alive.append(sum(key() is not None for key in keys))
+        return contrast(frames, prompt, fps)
+
+    toy_pipeline._clean_pass = noted
+    toy_pipeline(prompt_embeds=embeds, num_frames=33, image_reward=brightness, video_reward=reward)
+    assert alive[2] > 0 and alive[3] == 0
+
+
+def test_a_chunk_costs_the_same_however_long_the_video_is(toy_pipeline, embeds):
+    """With a static sink: work and remembered bytes of chunk 10 and chunk 29."""
+    remembered = []
+    advance = toy_pipeline._advance
+
+    def measured(search):
+        advanced = advance(search)
+        chunks = [chunk for beam in search.beams for chunk in (*beam.memory.sinks, *beam.memory.window)]
+        storages = {tensor.data_ptr(): tensor.nbytes for chunk in chunks for tensor in (chunk.key, chunk.value)}
+        states = [beam.decoder_state.num_bytes for beam in search.beams if beam.decoder_state is not None]
+        remembered.append((len(chunks), sum(states), sum(storages.values()) <= 6 * chunks[0].key.nbytes * 2))
+        return advanced
+
+    toy_pipeline._advance = measured
+    arguments = {"image_reward": brightness, "video_reward": False, "memory": StaticSink()}
+    trace = toy_pipeline(prompt_embeds=embeds, num_frames=357, **arguments).trace
+    assert remembered[10] == remembered[28]
+    work = [replace(trace.chunks[index].work, seconds={}) for index in (10, 28)]
+    assert work[0] == work[1]
+
+
+def test_compiled_models_are_taken_as_they_are(embeds):
+    from conftest import toy_transformer, toy_vae
+
+    from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
+
+    frames = []
+    for wrap in (lambda model: model, lambda model: torch.compile(model, backend="eager")):
+        models = (wrap(toy_transformer()), wrap(toy_vae(z_dim=4)))
+        pipe = StreamT1Pipeline(None, None, *models, FewStepFlowMatchScheduler(), default_height=16, default_width=16)
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        frames.append(pipe(prompt_embeds=embeds, num_frames=21, generator=generator, **REWARDS).frames)
+    assert (frames[0] == frames[1]).all()
+
+
+def test_plain_streaming_spends_its_time_in_the_models(toy_pipeline, embeds):
+    """The law is 5% for the demo: benchmarks/chunk_cost.py --overhead. Here with room for a busy machine."""
+    from conftest import toy_transformer
+
+    from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
+
+    shape = {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 8, "ffn_dim": 384, "text_dim": 48}
+    model = toy_transformer(**shape, in_channels=8, out_channels=8)
+    pipe = StreamT1Pipeline(None, None, model, None, FewStepFlowMatchScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    shares = []
+    for _ in range(5):
+        with Counted(model) as counted:
+            begin = time.perf_counter()
+            pipe(
+                prompt_embeds=torch.zeros(1, 512, 48),
+                height=64,
+                width=64,
+                num_beams=1,
+                num_candidates=1,
+                output_type="latent",
+            )
+            shares.append(1 - counted.seconds / (time.perf_counter() - begin))
+    assert min(shares) < 0.1

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stream_t1.rewards import Reward, RewardOutput
+from stream_t1.rewards.base import as_component
 from stream_t1.rewards.scoring import check_readable, resolve_reward, score_clips
 
 CLIPS = torch.arange(3, dtype=torch.uint8)[:, None, None, None, None].expand(3, 2, 3, 4, 4) * 100
@@ -61,3 +62,18 @@ def test_only_a_reward_that_says_so_reads_the_prompt():
     check_readable("image_reward", mean, has_words=False, has_pixels=True)
     with pytest.raises(ValueError, match="reward_prompt"):
         check_readable("image_reward", Reward(), has_words=False, has_pixels=True)
+
+
+def test_parts_may_be_missing():
+    assert scores(lambda frames, prompt, fps: RewardOutput(mean(frames, prompt, fps), None))[0] == 0.0
+
+
+def test_a_plain_module_can_be_a_component():
+    class Mean(torch.nn.Module):
+        def forward(self, frames, prompt, fps):
+            return frames.mean(dim=(1, 2, 3, 4))
+
+    component = as_component(Mean())
+    assert scores(component) == scores(mean)
+    assert component.device.type == "cpu" and component.dtype == torch.float32 and not component.reads_prompt
+    assert as_component(mean) is mean and as_component(None) is None

@@ -93,3 +93,10 @@ def test_a_scheduler_without_shift_is_replaced_by_the_default_with_a_message(cap
     stock = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     assert FewStepFlowMatchScheduler.adopt(stock).config.shift == 5.0
     assert "UniPCMultistepScheduler" in caplog.text
+
+
+def test_the_clean_sample_is_computed_in_float64_and_rounded_once():
+    velocity, sample = torch.randn(1000) * 100, torch.randn(1000) * 100
+    exact = (sample.double() - 5 / 6 * velocity.double()).float()
+    assert torch.equal(FewStepFlowMatchScheduler.clean_sample(velocity, sample, 5 / 6), exact)
+    assert not torch.equal(sample - 5 / 6 * velocity, exact)

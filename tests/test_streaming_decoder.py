@@ -105,3 +105,19 @@ def test_half_precision_decodes_in_its_dtype(dtype):
     video, state = StreamingWanDecoder(vae)(latents(frames=3))
     assert video.dtype == dtype and torch.isfinite(video).all()
     assert {feature.dtype for feature in state.features if torch.is_tensor(feature)} == {dtype}
+
+
+def test_the_vaes_offload_hook_is_called(begun):
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class Spy(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            Spy.calls += 1
+            return args, kwargs
+
+    decoder, state = begun
+    add_hook_to_module(decoder.vae, Spy())
+    decoder(latents(frames=3), state)
+    assert Spy.calls == 1

@@ -1,0 +1,146 @@
+"""The shipped model through the pipeline, the command line and the examples."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline
+from transformers import UMT5EncoderModel
+
+from stream_t1.demo import CHECKPOINT, load_pipeline, vocabulary_note
+from stream_t1.search import SearchTrace
+
+PROMPT = "a red circle moving left on a white background"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_model_is_small_and_made_of_stock_classes(pipe):
+    num_bytes = sum(path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file())
+    assert num_bytes <= 15e6
+    assert isinstance(pipe.vae, AutoencoderKLWan) and isinstance(pipe.text_encoder, UMT5EncoderModel)
+    index = json.loads((CHECKPOINT / "model_index.json").read_text())
+    assert index["transformer"] == ["diffusers", "WanTransformer3DModel"]
+
+
+def test_no_path_of_the_machine_that_trained_it_is_in_the_folder():
+    texts = [path.read_text(encoding="utf-8") for path in CHECKPOINT.rglob("*") if path.suffix in (".json", ".md")]
+    assert not [text for text in texts if "/home/" in text or "/root/" in text or "/work/" in text]
+
+
+def test_default_size_is_that_of_its_training(pipe):
+    frames = pipe(PROMPT, num_frames=9, generator=generator()).frames
+    assert frames.shape == (1, 9, 64, 64, 3)
+
+
+def test_default_search_of_81_frames_takes_at_most_10_seconds(pipe):
+    begin = time.perf_counter()
+    output = pipe(PROMPT, generator=generator())
+    assert time.perf_counter() - begin < 10
+    assert output.frames.shape == (1, 81, 64, 64, 3)
+
+
+def test_rewards_of_the_demo_record_their_parts(pipe):
+    trace = pipe(PROMPT, num_frames=21, generator=generator()).trace
+    parts = trace.chunks[1].candidates[0].parts
+    assert {"image.color", "image.background", "video.motion"} <= parts.keys()
+
+
+def test_stock_pipeline_still_takes_the_transformer(pipe):
+    stock = WanPipeline(
+        tokenizer=pipe.tokenizer,
+        text_encoder=pipe.text_encoder,
+        vae=pipe.vae,
+        scheduler=pipe.scheduler,
+        transformer=pipe.transformer,
+    )
+    stock.set_progress_bar_config(disable=True)
+    latents = stock.transformer(torch.randn(1, 8, 3, 8, 8), torch.tensor([1000.0]), stock.encode_prompt(PROMPT)[0])
+    assert torch.isfinite(latents.sample).all()
+
+
+def test_prompts_are_encoded_as_the_stock_pipeline_does(pipe):
+    stock = WanPipeline(
+        tokenizer=pipe.tokenizer,
+        text_encoder=pipe.text_encoder,
+        vae=pipe.vae,
+        scheduler=pipe.scheduler,
+        transformer=pipe.transformer,
+    )
+    texts = [PROMPT, "a blue  cross"]
+    expected, _ = stock.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=512)
+    assert torch.equal(pipe.encode_prompt(texts), expected)
+
+
+def run_command(*arguments, cwd):
+    command = [sys.executable, "-m", "stream_t1", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_command_writes_a_video_and_its_trace(tmp_path):
+    import imageio_ffmpeg
+
+    done = run_command(PROMPT, "-o", "out.mp4", "--num-frames", "21", "--seed", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "21 frames, the best of 8 candidates" in done.stdout
+    reader = imageio_ffmpeg.read_frames(str(tmp_path / "out.mp4"))
+    about, frames = next(reader), list(reader)
+    assert about["size"] == (64, 64) and about["fps"] == 16 and len(frames) == 21
+    trace = SearchTrace.load(tmp_path / "out.json")
+    assert trace.config["prompt"] == PROMPT and len(trace.chunks) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--num-frames", "50"], "`num_frames` is 50.*Use 45 or 57"),
+        (["--num-beams", "0"], "`num_beams` is 0"),
+        (["-o", "nowhere/out.mp4"], "`--output`.*no folder nowhere"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys, monkeypatch, arguments, message):
+    from stream_t1.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main([PROMPT, *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("stream-t1: ") and re.search(message, error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_of_unknown_words_gets_the_vocabulary():
+    assert vocabulary_note(PROMPT) is None
+    assert "circle" in vocabulary_note("a dragon over the sea")
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_of_a_reward_finds_what_it_searches():
+    plain, searched = load_example("own_reward").main()
+    assert searched > plain
+
+
+def test_the_example_of_a_memory_policy_keeps_sinks():
+    sinks = load_example("own_memory_policy").main()
+    assert sinks[0] == 0 and all(sink % 3 == 0 for sink in sinks)
