@@ -19,7 +19,11 @@ def main() -> tuple[float, float]:
     """Brightness of the upper half, plain and searched."""
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    request = {"prompt": "a yellow circle bouncing on a black background", "num_frames": 45, "output_type": "pt"}
+    request = {
+        "prompt": "a yellow circle moving diagonally on a black background",
+        "num_frames": 45,
+        "output_type": "pt",
+    }
     rewards = {"image_reward": bright_sky, "video_reward": False}
     brightness = []
     for num_beams, num_candidates in ((1, 1), (2, 4)):

@@ -95,7 +95,6 @@ def test_motions_never_end_and_never_lose_the_shape(motion):
     assert (clip.coverage.mean(dim=(1, 2)) > 0.05).all()
 
 
-@pytest.mark.parametrize("motion", ["in circles", "bouncing"])
-def test_motions_that_do_not_cross_borders_stay_inside(motion):
-    centers = draw_clip(Caption(motion=motion), 400, seed=2).centers
+def test_circles_stay_inside():
+    centers = draw_clip(Caption(motion="in circles"), 400, seed=2).centers
     assert centers.min() >= 14 and centers.max() <= FRAME_PIXELS - 14

@@ -17,7 +17,7 @@ from stream_t1.demo.train_transformer import (
 )
 from stream_t1.demo.train_vae import build_vae, decode_piece, empty_caches, encode_piece
 
-TEXTS = ["a red circle moving left", "a blue cross bouncing on a white background"]
+TEXTS = ["a red circle moving left", "a blue cross moving diagonally on a white background"]
 
 
 @pytest.fixture

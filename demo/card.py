@@ -1,0 +1,166 @@
+"""The files beside a trained checkpoint that people read: its card, its loss curves, its contact sheet.
+
+Every number in the card comes from `measurements.json`, which training and scoring write; what was not measured is not
+in the card.
+"""
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from PIL import Image, ImageDraw
+
+from .clips import BACKGROUNDS, COLORS, MOTIONS, NUM_HELD_OUT, SHAPES, Caption, train_captions
+
+SCORE_TITLES = {
+    "held_out": "81 frames",
+    "long_start": "20 chunks, first 45 frames",
+    "long_end": "20 chunks, last 45 frames",
+}
+
+
+def add_measurements(folder: Path, measurements: dict) -> None:
+    """Merge into the folder's `measurements.json`, then write its card anew."""
+    path = folder / "measurements.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known.update(measurements)
+    path.write_text(json.dumps(known, indent=2) + "\n")
+    (folder / "README.md").write_text(model_card(known))
+
+
+def model_card(measurements: dict) -> str:
+    """The card in Markdown."""
+    sections = [_header(), _recipe(measurements)]
+    if "scores" in measurements:
+        sections.append(_scores(measurements["scores"]))
+    sections.append("![samples](contact_sheet.png)\n\n![losses](loss_curves.png)\n")
+    return "\n".join(sections)
+
+
+def draw_loss_curves(lines: Sequence[dict], path: Path) -> None:
+    """A picture of the training log: VAE fidelity, transformer losses, caption gaps."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4))
+    vae = [line for line in lines if line["stage"] == "vae"]
+    transformer = [line for line in lines if line["stage"] == "transformer"]
+    axes[0].plot([line["step"] for line in vae], [line["psnr"] for line in vae])
+    axes[0].set(title="VAE", xlabel="step", ylabel="training PSNR (dB)")
+    for name, label in (("loss", "all chunks"), ("first_loss", "first chunks")):
+        drawn = [line for line in transformer if name in line]
+        axes[1].plot([line["step"] for line in drawn], [line[name] for line in drawn], label=label)
+    axes[1].set(title="Transformer", xlabel="step", ylabel="velocity error")
+    axes[1].legend()
+    for name in ("gap_color", "gap_background", "gap_motion", "gap_motion_later", "gap_shape"):
+        drawn = [line for line in transformer if name in line]
+        axes[2].plot([line["step"] for line in drawn], [line[name] for line in drawn], label=name.removeprefix("gap_"))
+    axes[2].set(title="Loss with a wrong word minus the right one", xlabel="step", yscale="symlog")
+    axes[2].set_yscale("symlog", linthresh=1e-3)
+    axes[2].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def draw_contact_sheet(videos: torch.Tensor, captions: Sequence[Caption], path: Path, num_columns: int = 10) -> None:
+    """One row per video (V, F, 3, H, W) in [0, 1]: evenly spaced frames under its caption."""
+    picked = torch.linspace(0, videos.shape[1] - 1, num_columns).round().long()
+    pixels = (videos[:, picked] * 255).round().to(torch.uint8).permute(0, 3, 1, 4, 2)  # (V, H, columns, W, 3)
+    height, width = pixels.shape[1], pixels.shape[3]
+    row_height = height + 14
+    sheet = Image.new("RGB", (num_columns * (width + 2), len(videos) * row_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (strip, caption) in enumerate(zip(pixels, captions, strict=True)):
+        draw.text((2, row * row_height), caption.text, fill="black")
+        for column in range(num_columns):
+            frame = Image.fromarray(strip[:, column].contiguous().numpy())
+            sheet.paste(frame, (column * (width + 2), row * row_height + 13))
+    sheet.save(path)
+
+
+def _header() -> str:
+    example = Caption(shape="circle", color="red", background="blue", motion="left").text
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-video
+---
+
+# Stream-T1 demo model
+
+A toy text-to-video model of stock classes (`AutoencoderKLWan`, `WanTransformer3DModel`, `UMT5EncoderModel`) that
+streams 64x64 videos of one moving shape at 16 frames a second, chunk by chunk of three latent frames in four steps.
+It exists so that the whole of Stream-T1 can be run, tested and explained on a laptop. It knows nothing but captions
+such as "{example}":
+
+- shapes: {", ".join(SHAPES)}
+- colours: {", ".join(COLORS)}
+- backgrounds: {", ".join(BACKGROUNDS)} (never the colour of the shape)
+- motions: {", ".join(MOTIONS)}; they have no end, straight ones come back at the opposite border
+
+Normal length is 81 frames (7 chunks); position tables end at 1024 latent frames.
+"""
+
+
+def _recipe(measurements: dict) -> str:
+    lines = [
+        "## How it was made\n",
+        "Trained from nothing on clips that `stream_t1.demo.clips` draws; no other data. "
+        f"{len(train_captions())} captions were trained on, {NUM_HELD_OUT} combinations were held out. Repeat it with "
+        "`python -m stream_t1.demo.train --output FOLDER`; everything measured is in `measurements.json`.\n",
+    ]
+    if "settings" in measurements:
+        settings, parameters = measurements["settings"], measurements["parameters"]
+        minutes = {stage: seconds / 60 for stage, seconds in measurements["training_seconds"].items()}
+        lines += [
+            "| | VAE | transformer and text encoder |",
+            "|---|---|---|",
+            f"| parameters | {parameters['vae']:,} | {parameters['transformer']:,} + {parameters['text_encoder']:,} |",
+            f"| steps | {settings['vae']['num_steps']:,} | {settings['transformer']['num_steps']:,} |",
+            f"| minutes | {minutes['vae']:.0f} | {minutes['transformer']:.0f} |",
+            "",
+            f"Seed {measurements['seed']}, {settings['num_clips']:,} clips of 81 frames for the transformer, on "
+            f"{measurements['machine']}. Weights: {measurements['weights_megabytes']:.1f} MB in float32.\n",
+        ]
+    if "notes" in measurements:
+        lines += [*(f"- {note}" for note in measurements["notes"]), ""]
+    if "vae" in measurements:
+        vae = measurements["vae"]
+        lines.append(
+            f"VAE on {vae['videos']} held-out clips: PSNR {vae['psnr']:.1f} dB over 81 frames, "
+            f"{vae['psnr_last_frame']:.1f} dB on the last. In the reconstructions the checker finds "
+            f"{_percents(vae)}.\n"
+        )
+    return "\n".join(lines)
+
+
+def _scores(scores: dict) -> str:
+    lines = [
+        "## What its videos show\n",
+        "Held-out captions, one plain sample each (no search), judged from pixels by `stream_t1.demo.checker`.\n",
+        "| | videos | colour | background | motion | these three | shape | largest jump (px) | jitter (px) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, title in SCORE_TITLES.items():
+        if name in scores:
+            row = scores[name]
+            shares = ("color", "background", "motion", "color_background_motion", "shape")
+            cells = [str(row["videos"]), *(f"{row[share]:.0%}" for share in shares)]
+            cells += [f"{row['largest_jump']:.1f}", f"{row['jitter']:.2f}"]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _percents(scores: dict) -> str:
+    names = {"color": "the colour", "background": "the background", "motion": "the motion", "shape": "the shape"}
+    return ", ".join(f"{label} {scores[name]:.0%}" for name, label in names.items())
+
+
+def _pyplot() -> ModuleType:
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ImportError as error:
+        raise ImportError("Loss curves need matplotlib: pip install stream-t1[train]") from error
+    matplotlib.use("Agg")
+    return importlib.import_module("matplotlib.pyplot")

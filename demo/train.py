@@ -1,0 +1,218 @@
+"""Train the demo model: `python -m stream_t1.demo.train --output FOLDER`.
+
+Stages: the VAE, the latents of a fixed set of clips, the transformer with its text encoder, then export and scores.
+Every stage keeps its state and the whole can be killed and started again with the same command. Lengths are counted in
+steps, so a seed means the same model (up to rounding) on any machine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from .card import add_measurements, draw_contact_sheet, draw_loss_curves
+from .clips import held_out_captions, train_captions
+from .export import export_folder, folder_megabytes
+from .latents import decode_latents, encode_captions, measure_latents, repeat_captions
+from .score import ScoreSettings, sample_videos, score_pipeline, summary
+from .train_transformer import (
+    LatentClips,
+    TextToVideo,
+    TransformerSettings,
+    build_text_to_video,
+    train_transformer,
+)
+from .train_vae import VAESettings, save_state, train_vae
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A whole training."""
+
+    vae: VAESettings = field(default_factory=VAESettings)
+    transformer: TransformerSettings = field(default_factory=TransformerSettings)
+    score: ScoreSettings = field(default_factory=ScoreSettings)
+    num_clips: int = 3000
+    num_checked_clips: int = 60  # held-out clips on which the VAE is measured
+    heads: int = 3
+    num_layers: int = 6
+
+
+SMOKE = TrainSettings(
+    vae=VAESettings(base_dim=4, num_steps=3, batch_clips=2, num_streams=1, pieces_per_stream=2),
+    transformer=TransformerSettings(num_steps=3, batch_clips=2, extra_first_chunks=2),
+    score=ScoreSettings(num_captions=2, num_long_captions=0, batch_videos=2),
+    num_clips=4,
+    num_checked_clips=2,
+    heads=1,
+    num_layers=1,
+)
+
+
+class TrainingLog:
+    """Means over `every` steps, with the seconds they took, one JSON line each; a resumed stage rewrites its end."""
+
+    def __init__(self, path: Path, stage: str, every: int) -> None:
+        self.path, self.stage, self.every = path, stage, every
+        self.sums: dict[str, list[float]] = {}
+        self.last_time = time.monotonic()
+
+    def __call__(self, step: int, measures: dict[str, float]) -> None:
+        for name, value in measures.items():
+            self.sums.setdefault(name, []).append(value)
+        if (step + 1) % self.every:
+            return
+        now = time.monotonic()
+        means = {name: sum(values) / len(values) for name, values in self.sums.items()}
+        line = {"stage": self.stage, "step": step + 1, "seconds": now - self.last_time, **means}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(
+            self.stage,
+            step + 1,
+            {name: round(value, 4) for name, value in line.items() if name != "stage"},
+            flush=True,
+        )
+        self.sums, self.last_time = {}, now
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of the log in order of stage and step; of steps that were run twice the later line."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    latest = {(line["stage"], line["step"]): line for line in lines}
+    return [latest[key] for key in sorted(latest, key=lambda key: (key[0] != "vae", key[1]))]
+
+
+def train(output: Path, state: Path, settings: TrainSettings, *, device: torch.device, seed: int) -> None:
+    """All stages; `state` keeps what is needed to go on after a kill, `output` gets the checkpoint."""
+    state.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    log_path = state / "log.jsonl"
+    every = max(1, min(20, settings.transformer.num_steps // 3))
+    vae = train_vae(
+        settings.vae, device=device, seed=seed, state_path=state / "vae.pt", log=TrainingLog(log_path, "vae", every)
+    )
+    data = _latent_clips(vae, state / "latents.pt", settings, seed)
+    held_out = held_out_captions(settings.num_checked_clips)
+    checked = LatentClips(encode_captions(vae, held_out, seed + 1), held_out)
+    torch.manual_seed(seed)
+    model = train_transformer(
+        data,
+        checked,
+        settings.transformer,
+        model=build_text_to_video(heads=settings.heads, num_layers=settings.num_layers),
+        device=device,
+        seed=seed,
+        state_path=state / "transformer.pt",
+        log=TrainingLog(log_path, "transformer", every),
+    )
+    vae_scores = score_vae(vae, checked, seed + 1)
+    export_folder(model.cpu(), vae.cpu(), output)
+    record(output, log_path, settings, model, vae, device=device, seed=seed, vae_scores=vae_scores)
+
+
+def record(
+    output: Path,
+    log_path: Path,
+    settings: TrainSettings,
+    model: TextToVideo,
+    vae: AutoencoderKLWan,
+    *,
+    device: torch.device,
+    seed: int,
+    vae_scores: dict[str, float],
+) -> None:
+    """Loss curves, contact sheet, measurements and card beside the exported checkpoint."""
+    from ..pipeline_stream_t1 import StreamT1Pipeline
+
+    lines = read_log(log_path)
+    draw_loss_curves(lines, output / "loss_curves.png")
+    pipeline = StreamT1Pipeline.from_pretrained(output).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    scores = score_pipeline(pipeline, settings.score)
+    captions = held_out_captions(min(12, settings.score.num_captions))
+    draw_contact_sheet(
+        sample_videos(pipeline, captions, num_frames=81, seed=0), captions, output / "contact_sheet.png"
+    )
+    seconds = {
+        stage: sum(line["seconds"] for line in lines if line["stage"] == stage) for stage in ("vae", "transformer")
+    }
+    parts = {"vae": vae, "transformer": model.transformer, "text_encoder": model.text_encoder}
+    measurements = {
+        "seed": seed,
+        "settings": asdict(settings),
+        "parameters": {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()},
+        "weights_megabytes": folder_megabytes(output),
+        "training_seconds": seconds,
+        "machine": machine(device),
+        "vae": vae_scores,
+        "scores": scores,
+    }
+    add_measurements(output, measurements)
+
+
+@torch.no_grad()
+def score_vae(vae: AutoencoderKLWan, checked: LatentClips, seed: int) -> dict[str, float]:
+    """PSNR of held-out clips of 81 frames, whole and at the end, and the checker's shares on the reconstructions."""
+    from .clips import draw_clips
+
+    truth = torch.cat(
+        [
+            torch.stack([clip.frames for clip in draw_clips(checked.captions[i : i + 16], 81, seed + i)])
+            for i in range(0, len(checked.captions), 16)
+        ]
+    )
+    decoded = torch.cat([decode_latents(vae, batch.float()).cpu() for batch in checked.latents.split(8)])
+    squared = (decoded - truth.float() / 255).square().mean(dim=(2, 3, 4))  # (clips, F)
+    psnr = {"psnr": squared.mean(dim=1), "psnr_last_frame": squared[:, -1]}
+    values = {name: (-10 * error.clamp(min=1e-10).log10()).mean().item() for name, error in psnr.items()}
+    return {**values, **summary(decoded, checked.captions)}
+
+
+def machine(device: torch.device) -> str:
+    """What the training ran on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{platform.machine()} CPU, {cores}, PyTorch {torch.__version__}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m stream_t1.demo.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint, its card and pictures")
+    parser.add_argument("--state", type=Path, help="folder for the state to resume from (default: OUTPUT-state)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="three steps of everything, to see that it runs")
+    options = parser.parse_args(arguments)
+    output = options.output
+    state = options.state or output.with_name(output.name + "-state")
+    settings = SMOKE if options.smoke else TrainSettings()
+    train(output, state, settings, device=torch.device(options.device), seed=options.seed)
+
+
+def _latent_clips(vae: AutoencoderKLWan, path: Path, settings: TrainSettings, seed: int) -> LatentClips:
+    """The training set, made once; the VAE's config gets the mean and the deviation of its latents."""
+    captions = repeat_captions(train_captions(), settings.num_clips, seed)
+    if not path.exists():
+        measure_latents(vae, repeat_captions(train_captions(), min(128, settings.num_clips), seed), seed)
+        statistics = {name: getattr(vae.config, name) for name in ("latents_mean", "latents_std")}
+        save_state({"latents": encode_captions(vae, captions, seed + 100_000), "statistics": statistics}, path)
+    state = torch.load(path, weights_only=True)
+    vae.register_to_config(**state["statistics"])
+    return LatentClips(state["latents"], captions)
+
+
+if __name__ == "__main__":
+    main()
