@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .checker import Verdict, check
-from .clips import ATTRIBUTES, Caption, held_out_captions
+from .clips import ATTRIBUTES, MOTIONS, Caption, held_out_captions
 
 NORMAL_FRAMES = 81
 LONG_FRAMES = 237  # 20 chunks
@@ -24,7 +24,7 @@ class ScoreSettings:
     """What is sampled for the scores."""
 
     num_captions: int = 100
-    num_long_captions: int = 12
+    num_long_captions: int = 24
     batch_videos: int = 10
     seed: int = 0
 
@@ -75,6 +75,13 @@ def summarize_verdicts(verdicts: Sequence[Verdict], captions: Sequence[Caption])
     }
 
 
+def captions_of_every_motion(num_captions: int) -> list[Caption]:
+    """Held-out captions, one of each motion in turn."""
+    held_out = held_out_captions()
+    by_motion = [[caption for caption in held_out if caption.motion == motion] for motion in MOTIONS]
+    return [caption for turn in zip(*by_motion, strict=False) for caption in turn][:num_captions]
+
+
 def score_pipeline(pipeline: DiffusionPipeline, settings: ScoreSettings) -> dict[str, dict[str, float]]:
     """Held-out captions at the normal length, and the first and last windows of videos of 20 chunks."""
     captions = held_out_captions(settings.num_captions)
@@ -83,7 +90,7 @@ def score_pipeline(pipeline: DiffusionPipeline, settings: ScoreSettings) -> dict
     )
     scores = {"held_out": summary(videos, captions)}
     if settings.num_long_captions:
-        captions = held_out_captions(settings.num_long_captions)
+        captions = captions_of_every_motion(settings.num_long_captions)
         videos = sample_videos(
             pipeline, captions, num_frames=LONG_FRAMES, seed=settings.seed, batch_videos=settings.batch_videos
         )
