@@ -17,6 +17,9 @@ import torch
 
 from . import rotary
 
+# Numbers; all layers' float32 products at once would be as large as the memory itself.
+ROTATED_AT_ONCE = 2**24
+
 
 @dataclass(frozen=True, eq=False)
 class CachedChunk:
@@ -102,8 +105,8 @@ class ChunkMemory:
         key = value = None
         if chunks:
             key = torch.cat([chunk.key.to(chunk.dtype) for chunk in chunks], dim=1)  # (layers, L, N, D)
-            for layer in key:  # one layer at a time: the float32 products of all would be as large as the memory
-                layer.copy_(rotary.rotate(layer, past_table))
+            for layers in key.split(max(1, ROTATED_AT_ONCE // key[0].numel())):
+                layers.copy_(rotary.rotate(layers, past_table))
             value = torch.cat([chunk.value.to(chunk.dtype) for chunk in chunks], dim=1)
         return ChunkContext(table, key, value, prompt)
 

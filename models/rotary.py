@@ -16,11 +16,11 @@ import torch
 THETA = 10000.0
 
 
-@lru_cache(maxsize=64)
-def _axis_turns(positions: tuple[int, ...], axis_dim: int) -> torch.Tensor:
-    """exp(i * angle) of every position and frequency: (positions, axis_dim / 2) complex64 on the CPU."""
+@lru_cache(maxsize=16)
+def _axis_turns(num_positions: int, axis_dim: int) -> torch.Tensor:
+    """exp(i * angle) of positions 0, 1, ... and every frequency: (positions, axis_dim / 2) complex64 on the CPU."""
     frequencies = THETA ** (-torch.arange(0, axis_dim, 2, dtype=torch.float64) / axis_dim)
-    angles = torch.tensor(positions, dtype=torch.float64)[:, None] * frequencies
+    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
 
@@ -33,9 +33,10 @@ def rotary_table(
     over time, rows and columns as in the stock model: rows and columns get `2 * (D // 6)` each, time the rest.
     """
     spatial_dim = 2 * (head_dim // 6)
-    time = _axis_turns(tuple(frame_positions), head_dim - 2 * spatial_dim).to(device)
-    rows = _axis_turns(tuple(range(height)), spatial_dim).to(device)
-    columns = _axis_turns(tuple(range(width)), spatial_dim).to(device)
+    # In powers of two, so that a growing video makes a new table now and then and not at every chunk.
+    num_positions = 1 << max(frame_positions).bit_length()
+    time = _axis_turns(num_positions, head_dim - 2 * spatial_dim)[list(frame_positions)].to(device)
+    rows, columns = (_axis_turns(size, spatial_dim).to(device) for size in (height, width))
     grid = (len(frame_positions), height, width, -1)
     axes = (time[:, None, None].expand(grid), rows[None, :, None].expand(grid), columns[None, None].expand(grid))
     return torch.cat(axes, dim=-1).flatten(0, 2)

@@ -113,12 +113,12 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     def clean_sample(velocity: torch.Tensor, sample: torch.Tensor, sigma: float) -> torch.Tensor:
         """`x_0 = x - sigma * v`, in float64 where the device has it, in the dtype of `sample`."""
         exact = torch.float32 if sample.device.type in ("mps", "npu") else torch.float64
-        return (sample.to(exact) - sigma * velocity.to(exact)).to(sample.dtype)
+        return torch.sub(sample.to(exact), velocity.to(exact), alpha=sigma).to(sample.dtype)
 
     @staticmethod
     def add_noise(original_samples: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
         """The flow-matching forward process, `x_sigma = (1 - sigma) * x_0 + sigma * noise`."""
-        return (1.0 - sigma) * original_samples + sigma * noise
+        return torch.add((1.0 - sigma) * original_samples, noise, alpha=sigma)
 
     def step_between(
         self,

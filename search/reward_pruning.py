@@ -41,9 +41,9 @@ def normalize_scores(scores: Sequence[float], method: str | None) -> list[float]
         method: None leaves them; "zscore" gives mean 0 and standard deviation 1 (all 0 when they are equal); "rank"
             gives 0 for the lowest to 1 for the highest, equal scores sharing the mean of their ranks.
     """
+    if method is None or len(scores) == 0:
+        return list(scores)
     values = np.asarray(scores, dtype=np.float64)
-    if method is None or values.size == 0:
-        return values.tolist()
     if method == "zscore":
         deviation = values.std()
         return ((values - values.mean()) / (deviation if deviation > 0 else 1.0)).tolist()
