@@ -40,8 +40,8 @@ def test_the_model_is_small_and_made_of_stock_classes(pipe):
 
 
 def test_no_path_of_the_machine_that_trained_it_is_in_the_folder():
-    texts = [path.read_text(encoding="utf-8") for path in CHECKPOINT.rglob("*") if path.suffix in (".json", ".md")]
-    assert not [text for text in texts if "/home/" in text or "/root/" in text or "/work/" in text]
+    texts = [path.read_text(encoding="utf-8") for path in CHECKPOINT.rglob("*.json")]
+    assert len(texts) > 5 and not [text for text in texts if re.search(r'"(/|[A-Z]:)[^"]*[/\\\\]', text)]
 
 
 def test_default_size_is_that_of_its_training(pipe):
@@ -67,27 +67,20 @@ def test_rewards_of_the_demo_record_their_parts(pipe):
     assert {"image.color", "image.background", "video.motion"} <= parts.keys()
 
 
-def test_stock_pipeline_still_takes_the_transformer(pipe):
-    stock = WanPipeline(
-        tokenizer=pipe.tokenizer,
-        text_encoder=pipe.text_encoder,
-        vae=pipe.vae,
-        scheduler=pipe.scheduler,
-        transformer=pipe.transformer,
-    )
-    stock.set_progress_bar_config(disable=True)
-    latents = stock.transformer(torch.randn(1, 8, 3, 8, 8), torch.tensor([1000.0]), stock.encode_prompt(PROMPT)[0])
-    assert torch.isfinite(latents.sample).all()
+@pytest.fixture
+def stock(pipe):
+    """diffusers' own pipeline around the same components."""
+    names = ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")
+    return WanPipeline(**{name: getattr(pipe, name) for name in names})
 
 
-def test_prompts_are_encoded_as_the_stock_pipeline_does(pipe):
-    stock = WanPipeline(
-        tokenizer=pipe.tokenizer,
-        text_encoder=pipe.text_encoder,
-        vae=pipe.vae,
-        scheduler=pipe.scheduler,
-        transformer=pipe.transformer,
-    )
+def test_stock_pipeline_still_takes_the_transformer(stock):
+    embeds, _ = stock.encode_prompt(PROMPT)
+    velocity = stock.transformer(torch.randn(1, 8, 3, 8, 8), torch.tensor([1000.0]), embeds).sample
+    assert velocity.shape == (1, 8, 3, 8, 8) and torch.isfinite(velocity).all()
+
+
+def test_prompts_are_encoded_as_the_stock_pipeline_does(pipe, stock):
     texts = [PROMPT, "a blue  cross"]
     expected, _ = stock.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=512)
     assert torch.equal(pipe.encode_prompt(texts), expected)
