@@ -144,7 +144,7 @@ def train_vae(
     log: Callable[[int, dict[str, float]], None],
     save_every: int = 250,
 ) -> AutoencoderKLWan:
-    """A trained VAE with the mean and deviation of its latents in its config; resumes from `state_path`."""
+    """The VAE after `settings.num_steps`. Resumes from `state_path`, with clips that it has not seen yet."""
     torch.manual_seed(seed)
     vae = build_vae(settings.base_dim).to(device).train()
     for weight in vae.parameters():

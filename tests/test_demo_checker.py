@@ -1,3 +1,5 @@
+"""The checker and the rewards of the demo, on clips whose content is known."""
+
 import time
 
 import pytest

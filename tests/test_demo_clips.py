@@ -1,3 +1,5 @@
+"""The demo's world and its captions."""
+
 import pytest
 import torch
 

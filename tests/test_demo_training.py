@@ -1,3 +1,5 @@
+"""The demo's training: teacher forcing is streaming, and a kill costs only time."""
+
 import json
 
 import pytest
@@ -11,11 +13,13 @@ from stream_t1.demo.train import main
 from stream_t1.demo.train_transformer import (
     LatentClips,
     TextToVideo,
+    TransformerSettings,
     build_text_to_video,
     build_tokenizer,
     caption_gaps,
+    train_transformer,
 )
-from stream_t1.demo.train_vae import build_vae, decode_piece, empty_caches, encode_piece
+from stream_t1.demo.train_vae import VAESettings, build_vae, decode_piece, empty_caches, encode_piece, train_vae
 
 TEXTS = ["a red circle moving left", "a blue cross moving diagonally on a white background"]
 
@@ -152,3 +156,45 @@ def test_a_finished_training_started_again_gives_the_same_weights(checkpoint):
     before = weights.read_bytes()
     main(["--output", str(checkpoint), "--smoke", "--device", "cpu"])
     assert weights.read_bytes() == before
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(num_steps):
+    """A log that ends the training after so many steps."""
+
+    def log(step, measures):
+        if step + 1 > num_steps:
+            raise Killed
+
+    return log
+
+
+def test_a_killed_transformer_training_goes_on_to_the_same_weights(tmp_path):
+    captions = held_out_captions(3)
+    data = LatentClips(torch.randn(3, 8, 21, 8, 8, generator=torch.Generator().manual_seed(0)).half(), captions)
+    settings = TransformerSettings(num_steps=4, batch_clips=2, extra_first_chunks=2)
+
+    def train(path, log):
+        torch.manual_seed(0)
+        model = build_text_to_video(heads=1, num_layers=1)
+        arguments = {"device": torch.device("cpu"), "seed": 0, "state_path": path, "log": log, "save_every": 2}
+        return train_transformer(data, data, settings, model=model, **arguments)
+
+    whole = train(tmp_path / "whole.pt", lambda *_: None)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed.pt", killed_after(3))
+    resumed = train(tmp_path / "killed.pt", lambda *_: None)
+    assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_a_killed_vae_training_goes_on_where_its_state_was_saved(tmp_path):
+    settings = VAESettings(base_dim=4, num_steps=4, batch_clips=1, num_streams=1, pieces_per_stream=2)
+    arguments = {"device": torch.device("cpu"), "seed": 0, "state_path": tmp_path / "vae.pt", "save_every": 2}
+    with pytest.raises(Killed):
+        train_vae(settings, log=killed_after(3), **arguments)
+    steps = []
+    train_vae(settings, log=lambda step, measures: steps.append(step), **arguments)
+    assert steps == [2, 3]
