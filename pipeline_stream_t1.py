@@ -56,6 +56,11 @@ __version__ = "0.1.0"
 
 logger = logging.get_logger(__name__)
 
+STOCK_CLASSES = {
+    "transformer": ("diffusers", "WanTransformer3DModel"),
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+}
+
 
 @dataclass
 class StreamT1PipelineOutput(BaseOutput):
@@ -152,6 +157,9 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             image_reward=as_component(image_reward),
             video_reward=as_component(video_reward),
         )
+        # A saved folder names the stock classes, so that it loads wherever diffusers does, and holds no rewards.
+        saved_as = {name: names for name, names in STOCK_CLASSES.items() if getattr(self, name) is not None}
+        self.register_to_config(**saved_as, image_reward=(None, None), video_reward=(None, None))
         self.register_to_config(
             chunk_frames=chunk_frames,
             window_frames=window_frames,
