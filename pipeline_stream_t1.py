@@ -190,10 +190,9 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     @property
     def device(self) -> torch.device:
-        """Where the models are. Rewards have no say: one without weights is nowhere."""
-        models = [model for model in (self.transformer, self.text_encoder, self.vae) if model is not None]
-        devices = [model.device for model in models] or [torch.device("cpu")]
-        return next((device for device in devices if device.type not in ("cpu", "meta")), devices[0])
+        """That of the transformer, else of the VAE, else of the text encoder; rewards have no say."""
+        models = (self.transformer, self.vae, self.text_encoder)
+        return next((model.device for model in models if model is not None), torch.device("cpu"))
 
     @property
     def interrupt(self) -> bool:
