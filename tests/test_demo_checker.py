@@ -134,7 +134,9 @@ def test_rewards_score_a_video_alike_alone_and_in_a_batch(reward, num_frames):
 def test_rewards_are_cheap_enough_to_search_with():
     frames = clip()[None].expand(4, -1, -1, -1, -1)
     reward = MotionReward()
-    reward(frames, [CAPTION.text] * 4, 16)
-    start = time.perf_counter()
-    reward(frames, [CAPTION.text] * 4, 16)
-    assert time.perf_counter() - start < 0.5  # 0.01 s on one free core
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        reward(frames, [CAPTION.text] * 4, 16)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5  # 0.01 s on one free core
