@@ -54,10 +54,6 @@ class ChunkMemory:
     def window_frames(self) -> int:
         return sum(chunk.num_frames for chunk in self.window)
 
-    @property
-    def sink_frames(self) -> int:
-        return sum(chunk.num_frames for chunk in self.sinks)
-
     def append(self, chunk: CachedChunk, first_sink_frames: int) -> "ChunkMemory":
         """The memory with one more chunk: a sink while the sinks hold less than `first_sink_frames`, else window."""
         num_frames = self.num_frames + chunk.num_frames

@@ -14,9 +14,8 @@ SEED_LIMIT = 2**53  # seeds go through JSON, whose readers keep integers exactly
 # The CPU generator looks at the lower 32 bits of a seed only, so that is where streams must differ. Candidates of a
 # run are numbered in 32 bits and the number is multiplied by an odd constant, which permutes 32-bit numbers.
 STREAM_BITS = {"chunk": 14, "beam": 8, "candidate": 10}
-STREAM_MULTIPLIER = (
-    0x9E3779B1  # 2**32 over the golden ratio: neighbouring numbers, and neighbouring seeds, lie far apart
-)
+# 2**32 over the golden ratio: the streams of neighbouring numbers, and of neighbouring seeds, lie far apart.
+STREAM_MULTIPLIER = 0x9E3779B1
 
 
 def propagate_noise(parent: torch.Tensor | None, fresh: torch.Tensor, beta: float) -> torch.Tensor:
