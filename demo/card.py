@@ -48,7 +48,7 @@ def draw_loss_curves(lines: Sequence[dict], path: Path) -> None:
     transformer = [line for line in lines if line["stage"] == "transformer"]
     axes[0].plot([line["step"] for line in vae], [line["psnr"] for line in vae])
     axes[0].set(title="VAE", xlabel="step", ylabel="training PSNR (dB)")
-    for name, label in (("loss", "all chunks"), ("first_loss", "first chunks")):
+    for name, label in (("loss", "whole clips"), ("first_loss", "first chunks")):
         drawn = [line for line in transformer if name in line]
         axes[1].plot([line["step"] for line in drawn], [line[name] for line in drawn], label=label)
     axes[1].set(title="Transformer", xlabel="step", ylabel="velocity error")
@@ -81,7 +81,7 @@ def draw_contact_sheet(videos: torch.Tensor, captions: Sequence[Caption], path: 
 
 
 def _header() -> str:
-    example = Caption(shape="circle", color="red", background="blue", motion="left").text
+    example = Caption(shape="circle", color="red", background="white", motion="left").text
     return f"""---
 library_name: diffusers
 pipeline_tag: text-to-video
@@ -96,7 +96,7 @@ such as "{example}":
 
 - shapes: {", ".join(SHAPES)}
 - colours: {", ".join(COLORS)}
-- backgrounds: {", ".join(BACKGROUNDS)} (never the colour of the shape)
+- backgrounds: {", ".join(BACKGROUNDS)}
 - motions: {", ".join(MOTIONS)}; they have no end, straight ones come back at the opposite border
 
 Normal length is 81 frames (7 chunks); position tables end at 1024 latent frames.
@@ -120,7 +120,8 @@ def _recipe(measurements: dict) -> str:
             f"| steps | {settings['vae']['num_steps']:,} | {settings['transformer']['num_steps']:,} |",
             f"| minutes | {minutes['vae']:.0f} | {minutes['transformer']:.0f} |",
             "",
-            f"Seed {measurements['seed']}, {settings['num_clips']:,} clips of 81 frames for the transformer, on "
+            f"Seed {measurements['seed']}, {settings['num_clips']:,} clips of 81 frames and "
+            f"{settings['num_first_chunks']:,} first chunks for the transformer, on "
             f"{measurements['machine']}. Weights: {measurements['weights_megabytes']:.1f} MB in float32.\n",
         ]
     if "notes" in measurements:
@@ -130,7 +131,7 @@ def _recipe(measurements: dict) -> str:
         lines.append(
             f"VAE on {vae['videos']} held-out clips: PSNR {vae['psnr']:.1f} dB over 81 frames, "
             f"{vae['psnr_last_frame']:.1f} dB on the last. In the reconstructions the checker finds "
-            f"{_percents(vae)}.\n"
+            f"{_percents(vae)}, all four {vae['all_attributes']:.0%}.\n"
         )
     return "\n".join(lines)
 
@@ -139,13 +140,13 @@ def _scores(scores: dict) -> str:
     lines = [
         "## What its videos show\n",
         "Held-out captions, one plain sample each (no search), judged from pixels by `stream_t1.demo.checker`.\n",
-        "| | videos | colour | background | motion | these three | shape | largest jump (px) | jitter (px) |",
+        "| | videos | colour | background | motion | shape | all four | largest jump (px) | jitter (px) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, title in SCORE_TITLES.items():
         if name in scores:
             row = scores[name]
-            shares = ("color", "background", "motion", "color_background_motion", "shape")
+            shares = ("color", "background", "motion", "shape", "all_attributes")
             cells = [str(row["videos"]), *(f"{row[share]:.0%}" for share in shares)]
             cells += [f"{row['largest_jump']:.1f}", f"{row['jitter']:.2f}"]
             lines.append(f"| {title} | {' | '.join(cells)} |")

@@ -22,7 +22,7 @@ STEADY_TURN = 0.9
 COLOR_SHARE = 0.8
 SAME_COLOR = 0.22  # largest RGB distance at which a colour still has its name
 TEMPLATE_PIXELS = 48
-MIN_SHAPE_OVERLAP = 0.85
+MIN_SHAPE_OVERLAP = 0.86  # blobs, melted shapes and squares reach 0.85
 MIN_SHAPE_MARGIN = 0.02
 
 

@@ -23,13 +23,13 @@ COLORS = {
     "green": (40, 180, 70),
     "blue": (50, 90, 230),
     "yellow": (240, 210, 50),
-    "purple": (170, 50, 200),
 }
-BACKGROUNDS = {"black": (16, 16, 16), "white": (240, 240, 240), "gray": (128, 128, 128), "blue": (50, 90, 230)}
+BACKGROUNDS = {"black": (20, 20, 20), "white": (230, 230, 230)}
 ATTRIBUTES = ("color", "background", "motion", "shape")
 
-NUM_HELD_OUT = 108
-ORBIT_RADIUS = 11.0  # about the middle of the frame, so that a place on it tells the direction
+NUM_HELD_OUT = 48
+EDGE_PIXELS = 3.0  # over which a shape fades into the background, so that latents need not hold the finest detail
+ORBIT_RADIUS = 10.0  # about the middle of the frame, so that a place on it tells the direction
 DIRECTIONS = {
     "left": (-1.0, 0.0),
     "right": (1.0, 0.0),
@@ -58,7 +58,7 @@ MOTION_WORDS = {
 }
 SHAPE_WORDS = {"circle": "circle", "disc": "circle", "ball": "circle", "triangle": "triangle", "cross": "cross"}
 SHAPE_WORDS["plus"] = "cross"
-COLOR_WORDS = {**{name: name for name in (*COLORS, *BACKGROUNDS)}, "grey": "gray", "violet": "purple"}
+COLOR_WORDS = {name: name for name in (*COLORS, *BACKGROUNDS)}
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,13 @@ def parse_caption(text: str) -> Caption:
 
 
 def all_captions() -> list[Caption]:
-    """Every full caption; the colour of the shape is never that of the background."""
+    """Every full caption."""
     return [
         Caption(shape=shape, color=color, background=background, motion=motion)
         for shape in SHAPES
         for color in COLORS
         for background in BACKGROUNDS
         for motion in MOTIONS
-        if color != background
     ]
 
 
@@ -155,7 +154,7 @@ def draw_clips(captions: Sequence[Caption], num_frames: int, seed: int = 0) -> l
     generators = [random.Random(f"{seed}/{index}") for index in range(len(captions))]
     filled = [_fill(caption, generator) for caption, generator in zip(captions, generators, strict=True)]
     centers = torch.stack([_path(c.motion, num_frames, g) for c, g in zip(filled, generators, strict=True)])
-    radii = torch.tensor([generator.uniform(11.5, 12.5) for generator in generators])
+    radii = torch.tensor([generator.uniform(13.5, 14.5) for generator in generators])
     coverage = torch.stack(
         [shape_coverage(c.shape, path, float(r)) for c, path, r in zip(filled, centers, radii, strict=True)]
     )  # (N, F, H, W)
@@ -167,7 +166,9 @@ def draw_clips(captions: Sequence[Caption], num_frames: int, seed: int = 0) -> l
 
 
 def shape_coverage(shape: str, centers: torch.Tensor, radius: float) -> torch.Tensor:
-    """How much of each pixel the shape covers, anti-aliased, on a canvas whose borders are joined.
+    """How much of each pixel the shape covers, with soft edges, on a canvas whose borders are joined.
+
+    The shapes differ in size too: at the latents' resolution that is most of what tells a circle from a triangle.
 
     centers: (F, 2)
     Returns (F, H, W) in [0, 1].
@@ -178,19 +179,18 @@ def shape_coverage(shape: str, centers: torch.Tensor, radius: float) -> torch.Te
     y = (pixels - centers[:, 1:] + half).remainder(FRAME_PIXELS) - half  # (F, H)
     x, y = x[:, None, :], y[:, :, None]
     if shape == "circle":
-        distance = (x.square() + y.square()).sqrt() - radius
+        distance = (x.square() + y.square()).sqrt() - radius * 0.85
     elif shape == "triangle":
-        inner = radius * 0.72  # of the inscribed circle; the centre is the centroid
-        sides = torch.maximum(y - inner, 0.866 * x.abs() - 0.5 * y - inner)
-        distance = sides
+        inner = radius * 0.82  # of the inscribed circle; the centre is the centroid
+        distance = torch.maximum(y - inner, 0.866 * x.abs() - 0.5 * y - inner)
     elif shape == "cross":
-        arm, half_width = radius * 1.15, radius * 0.38
+        arm, half_width = radius * 1.3, radius * 0.36
         horizontal = torch.maximum(x.abs() - arm, y.abs() - half_width)
         vertical = torch.maximum(y.abs() - arm, x.abs() - half_width)
         distance = torch.minimum(horizontal, vertical)
     else:
         raise ValueError(f"`shape` is {shape!r}; it must be one of {SHAPES}")
-    return (0.5 - distance).clamp(0, 1)
+    return (0.5 - distance / EDGE_PIXELS).clamp(0, 1)
 
 
 def _shuffled_captions() -> list[Caption]:
@@ -201,13 +201,10 @@ def _shuffled_captions() -> list[Caption]:
 
 def _fill(caption: Caption, generator: random.Random) -> Caption:
     """The caption with everything said; what was unsaid is drawn."""
-    background = caption.background
-    if background is None:
-        background = generator.choice([name for name in BACKGROUNDS if name != caption.color])
     return Caption(
         shape=caption.shape or generator.choice(SHAPES),
-        color=caption.color or generator.choice([name for name in COLORS if name != background]),
-        background=background,
+        color=caption.color or generator.choice(list(COLORS)),
+        background=caption.background or generator.choice(list(BACKGROUNDS)),
         motion=caption.motion or generator.choice(MOTIONS),
     )
 
@@ -218,7 +215,7 @@ def _path(motion: str, num_frames: int, generator: random.Random) -> torch.Tenso
     middle = FRAME_PIXELS / 2
     if motion in DIRECTIONS:
         speed = generator.uniform(0.75, 1.15)
-        across = FRAME_PIXELS / 2 if motion == "diagonally" else 14
+        across = FRAME_PIXELS / 2 if motion == "diagonally" else 10
         start = [generator.uniform(0, FRAME_PIXELS), generator.uniform(middle - across, middle + across)]
         if motion in ("up", "down"):
             start.reverse()

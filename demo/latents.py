@@ -48,13 +48,17 @@ def latent_statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor
 
 
 def encode_captions(
-    vae: AutoencoderKLWan, captions: Sequence[Caption], seed: int, batch_clips: int = 16
+    vae: AutoencoderKLWan,
+    captions: Sequence[Caption],
+    seed: int,
+    num_frames: int = CLIP_FRAMES,
+    batch_clips: int = 16,
 ) -> torch.Tensor:
     """Normalised latents (captions, C, F, h, w) float16 of one clip per caption."""
     mean, std = latent_statistics(vae)
     batches = []
     for start in range(0, len(captions), batch_clips):
-        clips = draw_clips(captions[start : start + batch_clips], CLIP_FRAMES, seed + start)
+        clips = draw_clips(captions[start : start + batch_clips], num_frames, seed + start)
         latents = encode_frames(vae, torch.stack([clip.frames for clip in clips]))
         batches.append(((latents - mean) / std).half().cpu())
     return torch.cat(batches)

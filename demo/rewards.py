@@ -18,7 +18,7 @@ from .clips import BACKGROUNDS, COLORS, DIRECTIONS, FRAME_PIXELS, MOTIONS, ORBIT
 from .clips import shape_coverage as draw_shape
 
 COLOR_TOLERANCE = 0.15  # RGB distance at which a match has fallen to exp(-1/2)
-USUAL_AREA = 0.095  # of the frame
+USUAL_AREA = 0.14  # of the frame
 VELOCITY_LAG = 4  # frames; one latent frame decodes to four
 
 
@@ -164,7 +164,7 @@ def _shape_moments(coverage: torch.Tensor) -> torch.Tensor:
     center_x, center_y = _circular_center(coverage)
     x = _wrapped_offsets(width, center_x, coverage)  # (N, W)
     y = _wrapped_offsets(height, center_y, coverage)  # (N, H)
-    near_x, near_y = (x.abs() < 0.32).to(coverage), (y.abs() < 0.32).to(coverage)
+    near_x, near_y = (x.abs() < 0.42).to(coverage), (y.abs() < 0.42).to(coverage)
     powers_x = torch.stack([near_x * x**k for k in range(5)], dim=2)  # (N, W, 5)
     powers_y = torch.stack([near_y * y**k for k in range(5)], dim=1)  # (N, 5, H)
     moments = powers_y @ coverage @ powers_x  # (N, y power, x power)

@@ -12,7 +12,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .checker import Verdict, check
-from .clips import ATTRIBUTES, MOTIONS, Caption, held_out_captions
+from .clips import ATTRIBUTES, MOTIONS, SHAPES, Caption, held_out_captions
+from .latents import repeat_captions
 
 NORMAL_FRAMES = 81
 LONG_FRAMES = 237  # 20 chunks
@@ -23,7 +24,7 @@ WINDOW_FRAMES = 45
 class ScoreSettings:
     """What is sampled for the scores."""
 
-    num_captions: int = 100
+    num_videos: int = 144
     num_long_captions: int = 24
     batch_videos: int = 10
     seed: int = 0
@@ -52,23 +53,23 @@ def sample_videos(
 
 
 def summary(videos: torch.Tensor, captions: Sequence[Caption]) -> dict[str, float]:
-    """Shares of the videos that follow each attribute and all but the shape, and how steady the paths are."""
+    """Shares of the videos that follow each attribute and all of them, and how steady the paths are."""
     verdicts = [check(video) for video in videos]
     return summarize_verdicts(verdicts, captions)
 
 
 def summarize_verdicts(verdicts: Sequence[Verdict], captions: Sequence[Caption]) -> dict[str, float]:
     """`summary` of verdicts that were already made."""
-    follows = {
-        name: [verdict.follows(caption, name) for verdict, caption in zip(verdicts, captions, strict=True)]
-        for name in ATTRIBUTES
-    }
+    pairs = list(zip(verdicts, captions, strict=True))
+    follows = {name: [verdict.follows(caption, name) for verdict, caption in pairs] for name in ATTRIBUTES}
     shares = {name: sum(flags) / len(verdicts) for name, flags in follows.items()}
-    main = [all(flags) for flags in zip(follows["color"], follows["background"], follows["motion"], strict=True)]
+    by_shape = [[v.shape == shape for v, c in pairs if c.shape == shape] for shape in SHAPES]
+    recalls = [sum(flags) / len(flags) for flags in by_shape if flags]
     return {
         "videos": len(verdicts),
         **shares,
-        "color_background_motion": sum(main) / len(verdicts),
+        "shape_balanced": sum(recalls) / len(recalls),
+        "all_attributes": sum(map(all, zip(*follows.values(), strict=True))) / len(verdicts),
         "presence": sum(verdict.presence for verdict in verdicts) / len(verdicts),
         "largest_jump": sum(verdict.largest_jump for verdict in verdicts) / len(verdicts),
         "jitter": sum(verdict.jitter for verdict in verdicts) / len(verdicts),
@@ -84,7 +85,7 @@ def captions_of_every_motion(num_captions: int) -> list[Caption]:
 
 def score_pipeline(pipeline: DiffusionPipeline, settings: ScoreSettings) -> dict[str, dict[str, float]]:
     """Held-out captions at the normal length, and the first and last windows of videos of 20 chunks."""
-    captions = held_out_captions(settings.num_captions)
+    captions = repeat_captions(held_out_captions(), settings.num_videos, settings.seed)
     videos = sample_videos(
         pipeline, captions, num_frames=NORMAL_FRAMES, seed=settings.seed, batch_videos=settings.batch_videos
     )
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     defaults = ScoreSettings()
     parser = argparse.ArgumentParser(prog="python -m stream_t1.demo.score", description=__doc__)
     parser.add_argument("folder", type=Path, help="a checkpoint written by stream_t1.demo.train")
-    parser.add_argument("--num-captions", type=int, default=defaults.num_captions)
+    parser.add_argument("--num-videos", type=int, default=defaults.num_videos)
     parser.add_argument("--num-long-captions", type=int, default=defaults.num_long_captions)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--device", default="cpu")
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipeline = StreamT1Pipeline.from_pretrained(options.folder).to(options.device)
     pipeline.set_progress_bar_config(disable=True)
     settings = ScoreSettings(
-        num_captions=options.num_captions, num_long_captions=options.num_long_captions, seed=options.seed
+        num_videos=options.num_videos, num_long_captions=options.num_long_captions, seed=options.seed
     )
     scores = score_pipeline(pipeline, settings)
     add_measurements(options.folder, {"scores": scores})

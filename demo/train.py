@@ -21,10 +21,13 @@ from .card import add_measurements, draw_contact_sheet, draw_loss_curves
 from .clips import held_out_captions, train_captions
 from .export import export_folder, folder_megabytes
 from .latents import decode_latents, encode_captions, measure_latents, repeat_captions
+from .probe import probe_first_chunks
 from .score import ScoreSettings, sample_videos, score_pipeline, summary
+from .teacher_forcing import CHUNK_FRAMES
 from .train_transformer import (
     LatentClips,
     TextToVideo,
+    TrainingSet,
     TransformerSettings,
     build_text_to_video,
     train_transformer,
@@ -39,17 +42,21 @@ class TrainSettings:
     vae: VAESettings = field(default_factory=VAESettings)
     transformer: TransformerSettings = field(default_factory=TransformerSettings)
     score: ScoreSettings = field(default_factory=ScoreSettings)
-    num_clips: int = 3000
-    num_checked_clips: int = 60  # held-out clips on which the VAE is measured
+    num_clips: int = 2000
+    num_first_chunks: int = 10_000
+    num_checked_clips: int = 96  # of held-out captions, on which the VAE and the caption gaps are measured
     heads: int = 3
     num_layers: int = 6
 
 
 SMOKE = TrainSettings(
-    vae=VAESettings(base_dim=4, num_steps=3, batch_clips=2, num_streams=1, pieces_per_stream=2),
-    transformer=TransformerSettings(num_steps=3, batch_clips=2, extra_first_chunks=2),
-    score=ScoreSettings(num_captions=2, num_long_captions=0, batch_videos=2),
+    vae=VAESettings(base_dim=4, num_steps=3, batch_clips=2, num_streams=1, pieces_per_stream=2, short_streams=0),
+    transformer=TransformerSettings(
+        num_steps=3, first_stage_steps=1, first_stage_batch=2, batch_clips=2, extra_first_chunks=2
+    ),
+    score=ScoreSettings(num_videos=2, num_long_captions=0, batch_videos=2),
     num_clips=4,
+    num_first_chunks=4,
     num_checked_clips=2,
     heads=1,
     num_layers=1,
@@ -99,8 +106,8 @@ def train(output: Path, state: Path, settings: TrainSettings, *, device: torch.d
     vae = train_vae(
         settings.vae, device=device, seed=seed, state_path=state / "vae.pt", log=TrainingLog(log_path, "vae", every)
     )
-    data = _latent_clips(vae, state / "latents.pt", settings, seed)
-    held_out = held_out_captions(settings.num_checked_clips)
+    data = _training_set(vae, state / "latents.pt", settings, seed)
+    held_out = repeat_captions(held_out_captions(), settings.num_checked_clips, seed)
     checked = LatentClips(encode_captions(vae, held_out, seed + 1), held_out)
     torch.manual_seed(seed)
     model = train_transformer(
@@ -112,6 +119,7 @@ def train(output: Path, state: Path, settings: TrainSettings, *, device: torch.d
         seed=seed,
         state_path=state / "transformer.pt",
         log=TrainingLog(log_path, "transformer", every),
+        probe=lambda model: probe_first_chunks(model, vae, held_out, seed),
     )
     vae_scores = score_vae(vae, checked, seed + 1)
     export_folder(model.cpu(), vae.cpu(), output)
@@ -137,7 +145,7 @@ def record(
     pipeline = StreamT1Pipeline.from_pretrained(output).to(device)
     pipeline.set_progress_bar_config(disable=True)
     scores = score_pipeline(pipeline, settings.score)
-    captions = held_out_captions(min(12, settings.score.num_captions))
+    captions = held_out_captions(min(12, settings.score.num_videos))
     draw_contact_sheet(
         sample_videos(pipeline, captions, num_frames=81, seed=0), captions, output / "contact_sheet.png"
     )
@@ -202,16 +210,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train(output, state, settings, device=torch.device(options.device), seed=options.seed)
 
 
-def _latent_clips(vae: AutoencoderKLWan, path: Path, settings: TrainSettings, seed: int) -> LatentClips:
-    """The training set, made once; the VAE's config gets the mean and the deviation of its latents."""
+def _training_set(vae: AutoencoderKLWan, path: Path, settings: TrainSettings, seed: int) -> TrainingSet:
+    """The training set, made once; the VAE's config gets the mean and the scale of its latents."""
     captions = repeat_captions(train_captions(), settings.num_clips, seed)
+    first_captions = repeat_captions(train_captions(), settings.num_first_chunks, seed + 1)
     if not path.exists():
         measure_latents(vae, repeat_captions(train_captions(), min(128, settings.num_clips), seed), seed)
-        statistics = {name: getattr(vae.config, name) for name in ("latents_mean", "latents_std")}
-        save_state({"latents": encode_captions(vae, captions, seed + 100_000), "statistics": statistics}, path)
+        state = {
+            "statistics": {name: getattr(vae.config, name) for name in ("latents_mean", "latents_std")},
+            "clips": encode_captions(vae, captions, seed + 100_000),
+            "first_chunks": encode_captions(vae, first_captions, seed + 200_000, num_frames=4 * CHUNK_FRAMES - 3),
+        }
+        save_state(state, path)
     state = torch.load(path, weights_only=True)
     vae.register_to_config(**state["statistics"])
-    return LatentClips(state["latents"], captions)
+    return TrainingSet(
+        clips=LatentClips(state["clips"], captions), first_chunks=LatentClips(state["first_chunks"], first_captions)
+    )
 
 
 if __name__ == "__main__":

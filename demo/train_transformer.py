@@ -1,12 +1,14 @@
 """Stage 2 of the demo's training: a small stock `WanTransformer3DModel` and its text encoder, by flow matching.
 
-Teacher forcing over whole clips of latents: every chunk is denoised from the clean chunks that a stream would remember
-(`teacher_forcing.py`). Half of the noise levels of the first part, and all of the last, are the four at which the
-few-step sampler calls the model. Muon trains the matrices, AdamW the rest; what is kept is a moving average of both.
+First chunks alone come first: they cost little, and there the model learns what the words mean. Then teacher forcing
+over whole clips of latents, with many first chunks mixed in: every chunk is denoised from the clean chunks that a
+stream would remember (`teacher_forcing.py`). Most noise levels are the four at which the few-step sampler calls the
+model. Muon trains the matrices, AdamW the rest; what is kept is a moving average of both.
 
 Axes: B clips, G groups, N chunks, C channels, F latent frames.
 """
 
+import copy
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -20,11 +22,11 @@ from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from .clips import ATTRIBUTES, BACKGROUNDS, COLORS, MOTIONS, SHAPES, Caption, drop_attributes
 from .teacher_forcing import CHUNK_FRAMES, TEXT_LENGTH, TextMemory, context_mask, forward_chunks, text_memory
-from .train_vae import LATENT_CHANNELS, save_state, warmup_cosine
+from .train_vae import LATENT_CHANNELS, LATENT_SIDE, save_state, warmup_cosine
 
-SIGMAS = (1.0, 0.9375, 0.83333, 0.625)  # four steps at shift 5
-SIGMA_SHARES = (0.2, 0.25, 0.275, 0.275)
-SHIFT = 5.0
+SHIFT = 2.5  # half of what Wan uses: of a picture this small, noise hides more
+SIGMAS = tuple(SHIFT * u / (1 + (SHIFT - 1) * u) for u in (1.0, 0.75, 0.5, 0.25))  # of the four steps
+SIGMA_SHARES = (0.13, 0.29, 0.29, 0.29)  # at sigma 1 the best answer is a mean, which is soon learnt
 ROPE_FRAMES = 1024
 LONGEST_GAP = 600
 
@@ -33,11 +35,13 @@ LONGEST_GAP = 600
 class TransformerSettings:
     """How long and on what the transformer is trained."""
 
-    num_steps: int = 3900
-    batch_clips: int = 5
-    extra_first_chunks: int = 40  # of other clips, since the first chunk has the most to learn
-    noisy_groups: int = 2  # noisy copies that share one clean pass
-    few_step_share: float = 0.4  # of the training, after which all noise levels are the sampler's
+    num_steps: int = 6000
+    first_stage_steps: int = 3000  # of first chunks alone
+    first_stage_batch: int = 64
+    batch_clips: int = 4
+    extra_first_chunks: int = 24  # of other clips, beside the whole clips of the second stage
+    noisy_groups: int = 2  # noisy copies of whole clips that share one clean pass
+    other_sigmas: float = 0.1  # share of the noise levels that are not the sampler's
     matrix_learning_rate: float = 3e-3  # Muon
     learning_rate: float = 1.5e-3  # AdamW
     keep_attribute: float = 0.97  # probability that a caption says an attribute
@@ -49,10 +53,29 @@ class TransformerSettings:
 
 @dataclass(frozen=True, eq=False)
 class LatentClips:
-    """The training set: normalised latents and their captions."""
+    """Normalised latents and their captions."""
 
     latents: torch.Tensor  # (clips, C, F, h, w) float16
     captions: Sequence[Caption]  # one per clip
+
+    def draw(
+        self, num_clips: int, settings: TransformerSettings, generator: random.Random
+    ) -> tuple[torch.Tensor, list[str]]:
+        """A batch of chunks (B, N, C, chunk_frames, h, w) and its texts, some attributes left unsaid."""
+        picked = generator.choices(range(len(self.captions)), k=num_clips)
+        captions = [
+            drop_attributes(self.captions[i], keep_probability=settings.keep_attribute, generator=generator)
+            for i in picked
+        ]
+        return _chunks(self.latents[picked].float()), [caption.text for caption in captions]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What the transformer is trained on."""
+
+    clips: LatentClips  # of the usual length
+    first_chunks: LatentClips  # F is one chunk; many more than clips, since they are cheap
 
 
 class TextToVideo(nn.Module):
@@ -118,7 +141,7 @@ def build_text_to_video(*, heads: int = 4, num_layers: int = 6, text_width: int 
 
 
 def train_transformer(
-    data: LatentClips,
+    data: TrainingSet,
     held_out: LatentClips,
     settings: TransformerSettings,
     *,
@@ -127,10 +150,15 @@ def train_transformer(
     seed: int,
     state_path: Path,
     log: Callable[[int, dict[str, float]], None],
+    probe: Callable[[TextToVideo], dict[str, float]] | None = None,
     save_every: int = 200,
     gap_every: int = 100,
+    probe_every: int = 500,
 ) -> TextToVideo:
-    """The averaged model after `settings.num_steps`; resumes from `state_path`."""
+    """The averaged model after `settings.num_steps`; resumes from `state_path`.
+
+    probe: measures the averaged model from time to time, for the log
+    """
     torch.manual_seed(seed)
     model = model.to(device).train()
     optimizers = _optimizers(model, settings)
@@ -146,14 +174,16 @@ def train_transformer(
     for step in range(first_step, settings.num_steps):
         generator = random.Random(seed * 1_000_003 + step)
         torch.manual_seed(generator.getrandbits(40))
-        few_steps_only = step >= settings.few_step_share * settings.num_steps
-        measures = _train_step(model, data, settings, generator, few_steps_only)
+        whole_clips = step >= settings.first_stage_steps
+        measures = _train_step(model, data, settings, generator, whole_clips=whole_clips)
         measures["gradient"] = nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
         _optimize(optimizers, warmup_cosine(step, settings.num_steps))
         model.zero_grad(set_to_none=True)
         _update_average(average, model, min(settings.average_decay, (step + 1) / (step + 10)))
         if (step + 1) % gap_every == 0:
             measures |= caption_gaps(model, held_out)
+        if probe is not None and (step + 1) % probe_every == 0:
+            measures |= probe(_averaged(model, average))
         log(step, measures)
         if (step + 1) % save_every == 0 or step + 1 == settings.num_steps:
             state = {
@@ -163,8 +193,7 @@ def train_transformer(
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             }
             save_state(state, state_path)
-    model.load_state_dict(average, strict=False)
-    return model.eval().requires_grad_(False)
+    return _averaged(model, average)
 
 
 @torch.no_grad()
@@ -191,38 +220,41 @@ def caption_gaps(model: TextToVideo, held_out: LatentClips, *, sigma: float = 0.
     return {**gaps, "gap_motion_later": (losses["motion"] - losses[None])[1].item()}
 
 
+@torch.no_grad()
+def sample_first_chunks(model: TextToVideo, captions: Sequence[Caption], seed: int) -> torch.Tensor:
+    """Normalised latents (B, C, chunk_frames, 8, 8) of one plain few-step sample per caption, first chunks alone."""
+    generator = torch.Generator().manual_seed(seed)
+    device = model.transformer.device
+    text = model.read([caption.text for caption in captions])
+    shape = (len(captions), 1, 1, LATENT_CHANNELS, CHUNK_FRAMES, LATENT_SIDE, LATENT_SIDE)
+    positions, mask = torch.zeros(shape[0], 1, dtype=torch.long, device=device), context_mask(1, device)
+    clean = torch.zeros(shape, device=device)
+    for sigma in SIGMAS:
+        level = torch.full(shape[:3], sigma, device=device)
+        noisy = _add_noise(clean, torch.randn(shape, generator=generator).to(device), level)
+        clean = noisy - sigma * forward_chunks(model.transformer, noisy, 1000 * level, positions, text, mask)
+    return clean[:, 0, 0]
+
+
 def _train_step(
     model: TextToVideo,
-    data: LatentClips,
+    data: TrainingSet,
     settings: TransformerSettings,
     generator: random.Random,
-    few_steps_only: bool,
+    *,
+    whole_clips: bool,
 ) -> dict[str, float]:
-    """Gradients of one batch of whole clips and one of first chunks."""
-    device = model.transformer.device
-    picked = generator.choices(range(len(data.captions)), k=settings.batch_clips + settings.extra_first_chunks)
-    texts = [
-        drop_attributes(data.captions[i], keep_probability=settings.keep_attribute, generator=generator).text
-        for i in picked
-    ]
-    whole, first = picked[: settings.batch_clips], picked[settings.batch_clips :]
-    clips_loss = _clips_loss(
-        model,
-        _chunks(data.latents[whole].float()).to(device),
-        texts[: settings.batch_clips],
-        settings,
-        generator,
-        few_steps_only,
-    )
-    measures = {"loss": clips_loss.item()}
-    if first:
-        latents = _chunks(data.latents[first][:, :, :CHUNK_FRAMES].float()).to(device)
-        first_loss = _clips_loss(model, latents, texts[settings.batch_clips :], settings, generator, few_steps_only)
-        measures["first_loss"] = first_loss.item()
-        chunks = settings.batch_clips * data.latents.shape[2] / CHUNK_FRAMES
-        share = settings.extra_first_chunks / (settings.extra_first_chunks + chunks)
-        clips_loss = (1 - share) * clips_loss + share * first_loss
-    clips_loss.backward()
+    """Gradients of a batch of first chunks and, in the second stage, one of whole clips; every chunk weighs alike."""
+    num_first = settings.extra_first_chunks if whole_clips else settings.first_stage_batch
+    loss = _clips_loss(model, *data.first_chunks.draw(num_first, settings, generator), settings, generator)
+    measures = {"first_loss": loss.item()}
+    if whole_clips:
+        latents, texts = data.clips.draw(settings.batch_clips, settings, generator)
+        clips_loss = _clips_loss(model, latents, texts, settings, generator)
+        measures["loss"] = clips_loss.item()
+        share = num_first / (num_first + latents.shape[0] * latents.shape[1])
+        loss = share * loss + (1 - share) * clips_loss
+    loss.backward()
     return measures
 
 
@@ -232,21 +264,21 @@ def _clips_loss(
     texts: list[str],
     settings: TransformerSettings,
     generator: random.Random,
-    few_steps_only: bool,
 ) -> torch.Tensor:
     """Mean squared error of the velocity over all noisy chunks.
 
     latents: (B, N, C, chunk_frames, h, w)
     """
+    device = model.transformer.device
+    latents = latents.to(device)
     batch, num_chunks = latents.shape[:2]
-    device = latents.device
-    groups = settings.noisy_groups
+    groups = 1 if num_chunks == 1 else settings.noisy_groups
     positions, counted = _positions(batch, num_chunks, settings.gap_share, generator)
     level = settings.context_noise * torch.rand(batch, num_chunks, device=device) ** 2
     clean = _add_noise(latents, torch.randn_like(latents), level)
     targets = latents[:, None].expand(-1, groups, -1, -1, -1, -1, -1)
     noise = torch.randn(targets.shape, device=device)
-    sigma = _draw_sigmas((batch, groups, num_chunks), few_steps_only).to(device)
+    sigma = _draw_sigmas((batch, groups, num_chunks), settings.other_sigmas).to(device)
     chunks, timesteps = _add_noise(targets, noise, sigma), 1000 * sigma
     if num_chunks > 1:
         chunks = torch.cat([clean[:, None], chunks], dim=1)
@@ -280,15 +312,13 @@ def _positions(
     return positions, counted
 
 
-def _draw_sigmas(shape: tuple[int, ...], few_steps_only: bool) -> torch.Tensor:
-    """Noise levels: the sampler's four, or for half of them any level at shift 5."""
+def _draw_sigmas(shape: tuple[int, ...], other_sigmas: float) -> torch.Tensor:
+    """Noise levels: the sampler's four, or for this share of them any level at the same shift."""
     index = torch.multinomial(torch.tensor(SIGMA_SHARES), math.prod(shape), replacement=True)
     sigmas = torch.tensor(SIGMAS)[index].reshape(shape)
-    if few_steps_only:
-        return sigmas
     uniform = torch.rand(shape)
     anywhere = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
-    return torch.where(torch.rand(shape) < 0.5, sigmas, anywhere)
+    return torch.where(torch.rand(shape) < other_sigmas, anywhere, sigmas)
 
 
 def _add_noise(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -303,10 +333,9 @@ def _chunks(latents: torch.Tensor) -> torch.Tensor:
 
 
 def _wrong(caption: Caption, name: str, index: int) -> Caption:
-    """The caption with another value of one attribute, never the colour of the background for the shape."""
+    """The caption with another value of one attribute."""
     values = {"shape": SHAPES, "color": tuple(COLORS), "background": tuple(BACKGROUNDS), "motion": MOTIONS}[name]
-    clash = {"color": caption.background, "background": caption.color}.get(name)
-    others = [value for value in values if value not in (getattr(caption, name), clash)]
+    others = [value for value in values if value != getattr(caption, name)]
     return replace(caption, **{name: others[index % len(others)]})
 
 
@@ -330,6 +359,13 @@ def _optimize(optimizers: list[torch.optim.Optimizer], share: float) -> None:
         for group in optimizer.param_groups:
             group["lr"] = share * group["peak"]
         optimizer.step()
+
+
+def _averaged(model: TextToVideo, average: dict[str, torch.Tensor]) -> TextToVideo:
+    """A copy of the model with the averaged weights, for use."""
+    averaged = copy.deepcopy(model)
+    averaged.load_state_dict(average, strict=False)
+    return averaged.eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torch import nn
 from .clips import draw_clips, train_captions
 
 LATENT_CHANNELS = 8
+LATENT_SIDE = 8  # of a frame, 64 pixels
 PATCH = 2
 
 
@@ -28,14 +29,16 @@ class VAESettings:
     """How long and on what the VAE is trained."""
 
     base_dim: int = 16
-    num_steps: int = 4200
-    batch_clips: int = 8
+    num_steps: int = 7000
+    batch_clips: int = 4
     matrix_learning_rate: float = 1e-2  # Muon
     learning_rate: float = 2e-3  # AdamW
     object_weight: float = 7.0  # of pixels near the shape, against 1 elsewhere
-    kl_weight: float = 2e-4  # per latent element
-    num_streams: int = 4  # batches of clips that take turns, so that neighbouring steps see different clips
+    first_frame_weight: float = 4.0  # on top, since first frames are rare and have a path of their own in the stack
+    kl_weight: float = 1e-4  # per latent element
+    num_streams: int = 8  # batches of clips that take turns, so that neighbouring steps see different clips
     pieces_per_stream: int = 8  # of 3 latent frames each
+    short_streams: int = 4  # of the streams, with clips of 1, 2, 3.. pieces, so that starts are seen often enough
 
 
 def build_vae(base_dim: int) -> AutoencoderKLWan:
@@ -93,6 +96,7 @@ class ClipStream:
     settings: VAESettings
     seed: int
     vae: AutoencoderKLWan
+    num_pieces: int
     piece_index: int = 0
     frames: torch.Tensor | None = None  # (B, F, 3, H, W) uint8
     coverage: torch.Tensor | None = None  # (B, F, H, W)
@@ -101,7 +105,7 @@ class ClipStream:
 
     def next_piece(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels (B, 3, F, H, W) in [-1, 1] and weights (B, 1, F, H, W) of the next 9 (at the start) or 12 frames."""
-        if self.frames is None or self.piece_index == self.settings.pieces_per_stream:
+        if self.frames is None or self.piece_index == self.num_pieces:
             self._draw()
         start = max(0, 12 * self.piece_index - 3)
         stop = 12 * self.piece_index + 9
@@ -109,7 +113,10 @@ class ClipStream:
         device = self.vae.device
         pixels = self.frames[:, start:stop].to(device).transpose(1, 2).float() / 127.5 - 1
         near = nn.functional.max_pool2d(self.coverage[:, start:stop].to(device), 7, stride=1, padding=3) > 0
-        return pixels, 1 + (self.settings.object_weight - 1) * near[:, None].float()
+        weights = 1 + (self.settings.object_weight - 1) * near[:, None].float()
+        if start == 0:
+            weights[:, :, :1] *= self.settings.first_frame_weight
+        return pixels, weights
 
     def detach(self) -> None:
         """Cut the caches from the graph of the piece that made them."""
@@ -121,7 +128,7 @@ class ClipStream:
     def _draw(self) -> None:
         generator = random.Random(self.seed)
         captions = generator.choices(train_captions(), k=self.settings.batch_clips)
-        clips = draw_clips(captions, 12 * self.settings.pieces_per_stream - 3, self.seed)
+        clips = draw_clips(captions, 12 * self.num_pieces - 3, self.seed)
         self.frames = torch.stack([clip.frames for clip in clips])
         self.coverage = torch.stack([clip.coverage for clip in clips])
         self.encoder_cache, self.decoder_cache = empty_caches(self.vae)
@@ -157,7 +164,11 @@ def train_vae(
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         first_step = state["step"]
-    streams = [ClipStream(settings, seed + 10_000 * (first_step + 1) + i, vae) for i in range(settings.num_streams)]
+    lengths = [*range(1, settings.short_streams + 1)]
+    lengths += [settings.pieces_per_stream] * (settings.num_streams - len(lengths))
+    streams = [
+        ClipStream(settings, seed + 10_000 * (first_step + 1) + i, vae, length) for i, length in enumerate(lengths)
+    ]
     for step in range(first_step, settings.num_steps):
         measures = _train_step(vae, streams[step % len(streams)], settings)
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

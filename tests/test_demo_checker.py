@@ -74,8 +74,8 @@ def test_leaving_over_a_border_is_no_jump():
 
 
 def test_an_empty_video_shows_its_background_alone():
-    verdict = check(torch.ones(12, 3, 64, 64) * 0.5)
-    assert verdict.background == "gray"
+    verdict = check(torch.full((12, 3, 64, 64), 0.9))
+    assert verdict.background == "white"
     assert (verdict.color, verdict.motion, verdict.shape, verdict.presence) == (None, None, None, 0.0)
 
 

@@ -29,9 +29,9 @@ def test_every_caption_is_parsed_back_from_its_text():
 
 
 def test_parsing_needs_neither_word_order_nor_all_attributes():
-    red_circle = Caption(shape="circle", color="red", background="blue", motion="left")
-    assert parse_caption("red circle going left, blue background") == red_circle
-    assert parse_caption("On a BLUE background a circle, which is red, moves left.") == red_circle
+    red_circle = Caption(shape="circle", color="red", background="white", motion="left")
+    assert parse_caption("red circle going left, white background") == red_circle
+    assert parse_caption("On a WHITE background a circle, which is red, moves left.") == red_circle
     assert parse_caption("a triangle") == Caption(shape="triangle")
 
 
@@ -52,25 +52,24 @@ def test_held_out_captions_are_never_trained_on():
 
 def test_held_out_captions_are_the_same_list_for_everybody():
     first = held_out_captions(1)[0]
-    assert first == Caption(shape="triangle", color="yellow", background="blue", motion="up")
+    assert first == Caption(shape="circle", color="green", background="black", motion="down")
 
 
 def test_more_held_out_captions_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="1 to 108"):
-        held_out_captions(109)
+    with pytest.raises(ValueError, match="1 to 48"):
+        held_out_captions(49)
 
 
 @pytest.mark.parametrize("captions", [train_captions(), held_out_captions()], ids=["train", "held_out"])
 def test_every_attribute_value_is_well_covered(captions):
     for name in ATTRIBUTES:
         for value in VALUES[name]:
-            assert sum(getattr(caption, name) == value for caption in captions) >= 10
+            assert sum(getattr(caption, name) == value for caption in captions) >= 5
 
 
-def test_the_shape_never_has_the_color_of_the_background():
-    assert all(caption.color != caption.background for caption in all_captions())
-    unsaid = draw_clips([Caption(background="blue")] * 8, 1, seed=0)
-    assert all(clip.frames[0].float().std() > 5 for clip in unsaid)
+def test_what_a_caption_leaves_open_is_drawn():
+    drawn = draw_clips([Caption(background="black")] * 8, 1, seed=0)
+    assert len({tuple(clip.frames[0].flatten(1).amax(dim=1).tolist()) for clip in drawn}) > 1
 
 
 def test_the_same_seed_draws_the_same_clip():

@@ -11,15 +11,28 @@ from stream_t1.demo.clips import all_captions, held_out_captions
 from stream_t1.demo.teacher_forcing import context_mask, forward_chunks, text_memory
 from stream_t1.demo.train import main
 from stream_t1.demo.train_transformer import (
+    SHIFT,
+    SIGMAS,
     LatentClips,
     TextToVideo,
+    TrainingSet,
     TransformerSettings,
     build_text_to_video,
     build_tokenizer,
     caption_gaps,
+    sample_first_chunks,
     train_transformer,
 )
-from stream_t1.demo.train_vae import VAESettings, build_vae, decode_piece, empty_caches, encode_piece, train_vae
+from stream_t1.demo.train_vae import (
+    ClipStream,
+    VAESettings,
+    build_vae,
+    decode_piece,
+    empty_caches,
+    encode_piece,
+    train_vae,
+)
+from stream_t1.schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 
 TEXTS = ["a red circle moving left", "a blue cross moving diagonally on a white background"]
 
@@ -122,6 +135,50 @@ def test_a_model_that_ignores_the_caption_has_no_gap(model):
     assert all(gap == 0 for gap in caption_gaps(model, held_out).values())
 
 
+def test_a_sampled_first_chunk_is_what_the_scheduler_makes_of_the_stock_forward(model):
+    captions = held_out_captions(2)
+    noise = torch.Generator().manual_seed(7)
+    draws = [torch.randn(2, 1, 1, 8, 3, 8, 8, generator=noise)[:, 0, 0] for _ in SIGMAS]
+    tokens = model.tokenizer([c.text for c in captions], padding="max_length", max_length=512, return_tensors="pt")
+    embeds = model.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+    embeds = embeds * tokens.attention_mask[:, :, None]
+    scheduler = FewStepFlowMatchScheduler(shift=SHIFT)
+    latents = draws[0]
+    for i, level in enumerate(scheduler.levels):
+        velocity = model.transformer(latents, torch.full((2,), 1000 * level), embeds, return_dict=False)[0]
+        following, fresh = (0.0, None) if i == 3 else (scheduler.levels[i + 1], draws[i + 1])
+        latents = scheduler.step_between(velocity, latents, level, following, fresh)
+    assert torch.allclose(sample_first_chunks(model, captions, seed=7), latents, atol=1e-4)
+
+
+def test_the_first_stage_trains_on_first_chunks_alone(tmp_path):
+    captions = held_out_captions(3)
+    first = LatentClips(torch.randn(3, 8, 3, 8, 8).half(), captions)
+    data = TrainingSet(LatentClips(torch.full((3, 8, 6, 8, 8), torch.nan).half(), captions), first)
+    settings = TransformerSettings(num_steps=2, first_stage_steps=1, first_stage_batch=3, batch_clips=1)
+    lines = []
+    train_transformer(
+        data,
+        first,
+        settings,
+        model=build_text_to_video(heads=1, num_layers=1),
+        device=torch.device("cpu"),
+        seed=0,
+        state_path=tmp_path / "state.pt",
+        log=lambda step, measures: lines.append(measures),
+    )
+    assert lines[0]["first_loss"] > 0 and "loss" not in lines[0]
+    assert lines[1]["loss"] != lines[1]["loss"]  # the second stage reads the clips, which are NaN here
+
+
+def test_streams_start_anew_after_their_pieces_and_weigh_the_first_frame():
+    settings = VAESettings(base_dim=4, batch_clips=1, object_weight=1.0, first_frame_weight=3.0)
+    stream = ClipStream(settings, seed=0, vae=build_vae(base_dim=4), num_pieces=2)
+    weights = [stream.next_piece()[1] for _ in range(3)]
+    assert [piece.shape[2] for piece in weights] == [9, 12, 9]
+    assert weights[0][0, 0, :2, 0, 0].tolist() == [3.0, 1.0] and (weights[1] == 1).all()
+
+
 def test_pieces_with_caches_equal_the_whole_clip():
     torch.manual_seed(0)
     vae = build_vae(base_dim=4).eval().requires_grad_(False)
@@ -174,14 +231,17 @@ def killed_after(num_steps):
 
 def test_a_killed_transformer_training_goes_on_to_the_same_weights(tmp_path):
     captions = held_out_captions(3)
-    data = LatentClips(torch.randn(3, 8, 21, 8, 8, generator=torch.Generator().manual_seed(0)).half(), captions)
-    settings = TransformerSettings(num_steps=4, batch_clips=2, extra_first_chunks=2)
+    clips = LatentClips(torch.randn(3, 8, 21, 8, 8, generator=torch.Generator().manual_seed(0)).half(), captions)
+    data = TrainingSet(clips, LatentClips(clips.latents[:, :, :3], captions))
+    settings = TransformerSettings(
+        num_steps=4, first_stage_steps=1, first_stage_batch=3, batch_clips=2, extra_first_chunks=2
+    )
 
     def train(path, log):
         torch.manual_seed(0)
         model = build_text_to_video(heads=1, num_layers=1)
         arguments = {"device": torch.device("cpu"), "seed": 0, "state_path": path, "log": log, "save_every": 2}
-        return train_transformer(data, data, settings, model=model, **arguments)
+        return train_transformer(data, clips, settings, model=model, **arguments)
 
     whole = train(tmp_path / "whole.pt", lambda *_: None)
     with pytest.raises(Killed):
