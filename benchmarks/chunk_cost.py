@@ -38,7 +38,7 @@ POLICIES = {
     # every chunk is appended while there is room, then averaged: the largest context that routing can lead to
     "full": RewardRoutedSink(quality_threshold=-math.inf, transition_threshold=-math.inf),
 }
-PROMPT = "a red circle moving left on a blue background"
+PROMPT = "a red circle moving left on a white background"
 TEXT_TOKENS = 512
 SPANS = (range(15, 25), range(115, 125))  # chunks whose cost is compared
 FLATNESS_RUNS = 4

@@ -22,8 +22,8 @@ STEADY_TURN = 0.9
 COLOR_SHARE = 0.8
 SAME_COLOR = 0.22  # largest RGB distance at which a colour still has its name
 TEMPLATE_PIXELS = 48
-MIN_SHAPE_OVERLAP = 0.86  # blobs, melted shapes and squares reach 0.85
-MIN_SHAPE_MARGIN = 0.02
+MIN_SHAPE_OVERLAP = {"circle": 0.86, "triangle": 0.86, "cross": 0.81}  # what an outline 0.8 pixels off leaves of each
+MIN_SHAPE_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,8 @@ def name_shape(track: ObjectTrack) -> str | None:
     """The template that overlaps most over the frames, or None when no template overlaps well: neither of them."""
     overlaps = shape_overlaps(track)[track.present].median(dim=0).values  # one per shape
     best, second = overlaps.topk(2).values.tolist()
-    if best < MIN_SHAPE_OVERLAP or best - second < MIN_SHAPE_MARGIN:
-        return None
-    return SHAPES[int(overlaps.argmax())]
+    name = SHAPES[int(overlaps.argmax())]
+    return name if best >= MIN_SHAPE_OVERLAP[name] and best - second >= MIN_SHAPE_MARGIN else None
 
 
 def shape_overlaps(track: ObjectTrack) -> torch.Tensor:

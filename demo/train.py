@@ -42,7 +42,7 @@ class TrainSettings:
     vae: VAESettings = field(default_factory=VAESettings)
     transformer: TransformerSettings = field(default_factory=TransformerSettings)
     score: ScoreSettings = field(default_factory=ScoreSettings)
-    num_clips: int = 2000
+    num_clips: int = 1500
     num_first_chunks: int = 10_000
     num_checked_clips: int = 96  # of held-out captions, on which the VAE and the caption gaps are measured
     heads: int = 3

@@ -35,11 +35,11 @@ LONGEST_GAP = 600
 class TransformerSettings:
     """How long and on what the transformer is trained."""
 
-    num_steps: int = 6000
-    first_stage_steps: int = 3000  # of first chunks alone
+    num_steps: int = 3600
+    first_stage_steps: int = 2000  # of first chunks alone
     first_stage_batch: int = 64
     batch_clips: int = 4
-    extra_first_chunks: int = 24  # of other clips, beside the whole clips of the second stage
+    extra_first_chunks: int = 32  # of other clips, beside the whole clips of the second stage
     noisy_groups: int = 2  # noisy copies of whole clips that share one clean pass
     other_sigmas: float = 0.1  # share of the noise levels that are not the sampler's
     matrix_learning_rate: float = 3e-3  # Muon

@@ -29,7 +29,7 @@ class VAESettings:
     """How long and on what the VAE is trained."""
 
     base_dim: int = 16
-    num_steps: int = 7000
+    num_steps: int = 5600
     batch_clips: int = 4
     matrix_learning_rate: float = 1e-2  # Muon
     learning_rate: float = 2e-3  # AdamW
