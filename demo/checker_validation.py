@@ -25,11 +25,11 @@ from .clips import (
     ATTRIBUTES,
     BACKGROUNDS,
     COLORS,
+    EDGE_PIXELS,
     FRAME_PIXELS,
     MOTIONS,
     SHAPES,
     Caption,
-    Clip,
     draw_clips,
     held_out_captions,
     shape_coverage,
@@ -42,10 +42,10 @@ NUM_FRAMES = 45
 RADIUS = 14.0
 VALUES = {"shape": SHAPES, "color": tuple(COLORS), "background": tuple(BACKGROUNDS), "motion": MOTIONS}
 
-Outline = Callable[[Clip, Caption, torch.Generator], torch.Tensor]  # a still object (H, W) in [0, 1], centred
+Outline = Callable[[Caption, torch.Generator], torch.Tensor]  # a still object (H, W) in [0, 1], centred
 
 
-def blob(clip: Clip, caption: Caption, generator: torch.Generator) -> torch.Tensor:
+def blob(caption: Caption, generator: torch.Generator) -> torch.Tensor:
     """An irregular outline: a radius that waves two to five times around, by a fifth on the whole."""
     x, y = _centred_grid()
     angle = torch.atan2(y, x)
@@ -58,23 +58,23 @@ def blob(clip: Clip, caption: Caption, generator: torch.Generator) -> torch.Tens
     return _soft(torch.hypot(x, y) - radius)
 
 
-def bent(clip: Clip, caption: Caption, generator: torch.Generator) -> torch.Tensor:
+def bent(caption: Caption, generator: torch.Generator) -> torch.Tensor:
     """The caption's shape bent by a smooth field of 5 pixels."""
     return _warped(_still(caption.shape), 5.0, generator)
 
 
-def wobbly(clip: Clip, caption: Caption, generator: torch.Generator) -> torch.Tensor:
+def wobbly(caption: Caption, generator: torch.Generator) -> torch.Tensor:
     """The caption's shape bent by a smooth field of 1 pixel, which leaves it what it is."""
     return _warped(_still(caption.shape), 1.0, generator)
 
 
-def melted(clip: Clip, caption: Caption, generator: torch.Generator) -> torch.Tensor:
+def melted(caption: Caption, generator: torch.Generator) -> torch.Tensor:
     """Half the caption's shape, half another."""
     other = SHAPES[(SHAPES.index(caption.shape) + 1) % len(SHAPES)]
     return (_still(caption.shape) + _still(other)) / 2
 
 
-def other_shape(clip: Clip, caption: Caption, generator: torch.Generator) -> torch.Tensor:
+def other_shape(caption: Caption, generator: torch.Generator) -> torch.Tensor:
     """A square, a ring, a bar or an ellipse."""
     x, y = _centred_grid()
     distances = (
@@ -91,7 +91,7 @@ def clips_of(captions: Sequence[Caption], outline: Outline, seed: int) -> torch.
     generator = torch.Generator().manual_seed(seed)
     videos = []
     for clip, caption in zip(draw_clips(captions, NUM_FRAMES, seed), captions, strict=True):
-        coverage = _along(clip.centers, outline(clip, caption, generator))[:, None]  # (F, 1, H, W)
+        coverage = _along(clip.centers, outline(caption, generator))[:, None]  # (F, 1, H, W)
         color, background = (
             torch.tensor(values)[:, None, None] / 255
             for values in (COLORS[caption.color], BACKGROUNDS[caption.background])
@@ -181,7 +181,7 @@ def _centred_grid() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _soft(distance: torch.Tensor) -> torch.Tensor:
-    return (0.5 - distance / 3).clamp(0, 1)
+    return (0.5 - distance / EDGE_PIXELS).clamp(0, 1)
 
 
 def _warped(still: torch.Tensor, pixels: float, generator: torch.Generator) -> torch.Tensor:
