@@ -3,12 +3,14 @@
 `python -m stream_t1.demo.checker_validation` writes `demo/checker_validation.json`. Some clips keep their shape
 (clean, blurred, noisy, slightly deformed, reconstructed by the demo's VAE), in others there is a moving object that
 is none of the shapes (irregular blobs, shapes bent out of shape, two shapes melted into one, squares, rings, bars,
-ellipses): for these the right answer is "neither".
+ellipses): for these the right answer is "neither". For samples of the shipped checkpoint the truth is what was seen in
+them by eye, kept in `demo/generated_labels.json`.
 
 Axes: F frames, H height, W width. Lengths in pixels of a 64-pixel frame.
 """
 
 import argparse
+import hashlib
 import json
 import math
 from collections import Counter
@@ -38,6 +40,7 @@ from .latents import decode_latents, encode_captions, repeat_captions
 
 NEITHER = "neither"
 RESULTS = Path(__file__).parent / "checker_validation.json"
+LABELS = Path(__file__).parent / "generated_labels.json"
 NUM_FRAMES = 45
 RADIUS = 14.0
 VALUES = {"shape": SHAPES, "color": tuple(COLORS), "background": tuple(BACKGROUNDS), "motion": MOTIONS}
@@ -107,14 +110,27 @@ def confusion(videos: torch.Tensor, captions: Sequence[Caption], *, has_shape: b
     for name in ATTRIBUTES:
         answers = (*VALUES[name], NEITHER)
         truths = [NEITHER if name == "shape" and not has_shape else getattr(caption, name) for caption in captions]
-        pairs = Counter(
-            (truth, getattr(verdict, name) or NEITHER) for truth, verdict in zip(truths, verdicts, strict=True)
-        )
-        matrices[name] = {
-            truth: {answer: pairs[truth, answer] for answer in answers if pairs[truth, answer]}
-            for truth in dict.fromkeys(truths)
-        }
+        matrices[name] = _count(truths, [getattr(verdict, name) or NEITHER for verdict in verdicts], answers)
     return matrices
+
+
+def generated_confusion(folder: Path, labels: dict) -> dict[str, dict[str, int]]:
+    """For every shape seen by eye in samples of the checkpoint, how often each verdict was given."""
+    from ..pipeline_stream_t1 import StreamT1Pipeline
+    from .score import sample_videos
+
+    weights = (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    if hashlib.sha256(weights).hexdigest() != labels["transformer_sha256"]:
+        raise ValueError(
+            f"`folder` is {folder}, whose transformer is not the one whose samples were labelled in {LABELS.name}; "
+            "look at its samples and write their labels and its hash, or remove the file to go without."
+        )
+    pipeline = StreamT1Pipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    captions = repeat_captions(held_out_captions(), len(labels["shapes"]), seed=0)
+    videos = sample_videos(pipeline, captions, num_frames=labels["num_frames"], seed=labels["seed"])
+    truths = [shape or NEITHER for shape in labels["shapes"]]
+    return _count(truths, [check(video).shape or NEITHER for video in videos], (*SHAPES, NEITHER))
 
 
 def balanced_accuracy(matrix: dict[str, dict[str, int]]) -> float:
@@ -163,10 +179,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vae = AutoencoderKLWan.from_pretrained(options.folder / "vae")
     captions = repeat_captions(held_out_captions(), options.num_clips, options.seed)
     results = validate(vae, captions, options.seed)
+    if LABELS.exists():
+        matrix = generated_confusion(options.folder, json.loads(LABELS.read_text()))
+        results["generated"] = {
+            "balanced_accuracy": {"shape": balanced_accuracy(matrix)},
+            "confusion": {"shape": matrix},
+        }
     settings = {"num_clips": options.num_clips, "num_frames": NUM_FRAMES, "seed": options.seed}
     options.output.write_text(json.dumps({"settings": settings, "sets": results}, indent=1) + "\n")
     for name, values in results.items():
         print(name, {attribute: round(share, 3) for attribute, share in values["balanced_accuracy"].items()})
+
+
+def _count(truths: Sequence[str], verdicts: Sequence[str], answers: Sequence[str]) -> dict[str, dict[str, int]]:
+    pairs = Counter(zip(truths, verdicts, strict=True))
+    return {
+        truth: {answer: pairs[truth, answer] for answer in answers if pairs[truth, answer]}
+        for truth in dict.fromkeys(truths)
+    }
 
 
 def _still(shape: str) -> torch.Tensor:

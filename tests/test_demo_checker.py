@@ -9,6 +9,7 @@ from torch.nn import functional
 from stream_t1.demo.checker import check
 from stream_t1.demo.clips import ATTRIBUTES, MOTIONS, Caption, held_out_captions, render_clip
 from stream_t1.demo.rewards import LegibilityReward, MotionReward
+from stream_t1.demo.score import summarize_verdicts
 
 CAPTION = Caption(shape="triangle", color="red", background="white", motion="left")
 
@@ -87,6 +88,14 @@ def test_larger_videos_get_the_same_verdict():
 def test_too_few_frames_are_refused():
     with pytest.raises(ValueError, match="F >= 9"):
         check(clip(num_frames=5))
+
+
+def test_a_summary_counts_videos_that_follow_everything_and_every_shape_alike():
+    circle = Caption(shape="circle", color="red", background="white", motion="up")
+    right, wrong = check(clip(circle)), check(clip(CAPTION))
+    summary = summarize_verdicts([right, wrong, wrong, wrong], [circle, CAPTION, CAPTION, circle])
+    assert summary["all_attributes"] == 0.75 and summary["shape"] == 0.75
+    assert summary["shape_balanced"] == pytest.approx(0.75)  # circles one of two, triangles both, no crosses
 
 
 @pytest.mark.parametrize("name", ["shape", "color", "background"])

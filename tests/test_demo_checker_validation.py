@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from stream_t1.demo import CHECKPOINT
 from stream_t1.demo.checker_validation import (
     NEITHER,
     RESULTS,
@@ -12,6 +13,7 @@ from stream_t1.demo.checker_validation import (
     blob,
     clips_of,
     confusion,
+    generated_confusion,
     melted,
     other_shape,
     wobbly,
@@ -50,3 +52,9 @@ def test_the_kept_figures_are_of_this_world_and_name_blobs_neither():
     assert sets["clean"]["balanced_accuracy"]["shape"] == 1
     assert sets["blobs"]["balanced_accuracy"]["shape"] >= 0.95
     assert sets["reconstructed"]["balanced_accuracy"]["shape"] >= 0.95
+    assert sets["generated"]["balanced_accuracy"]["shape"] >= 0.9
+
+
+def test_labels_of_another_checkpoint_are_refused():
+    with pytest.raises(ValueError, match="not the one whose samples were labelled"):
+        generated_confusion(CHECKPOINT, {"transformer_sha256": "0" * 64})
