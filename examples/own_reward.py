@@ -24,7 +24,7 @@ def main() -> tuple[float, float]:
         "num_frames": 45,
         "output_type": "pt",
     }
-    rewards = {"image_reward": bright_sky, "video_reward": False}
+    rewards = {"image_reward": False, "video_reward": bright_sky}  # of the whole video, its first chunk too
     brightness = []
     for num_beams, num_candidates in ((1, 1), (2, 4)):
         output = pipe(
