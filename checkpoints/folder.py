@@ -9,7 +9,7 @@ under the two other names a few lines that repeat the imports.
 import ast
 import json
 import shutil
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 
 import diffusers
@@ -90,7 +90,7 @@ class FolderMixin:
     def save_pretrained(self, save_directory: str | PathLike, *options: object, **named_options: object) -> None:
         """`DiffusionPipeline.save_pretrained`, and the code with which the folder loads anywhere."""
         write_code(save_directory)
-        super().save_pretrained(save_directory, *options, **named_options)
+        super().save_pretrained(fspath(save_directory), *options, **named_options)  # to push, it splits a string
 
     def to_json_string(self) -> str:
         """`model_index.json`, with the class as the loader of remote code reads it and no path of this machine."""
