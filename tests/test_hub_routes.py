@@ -16,6 +16,7 @@ from fresh_process import filmed
 from hub import Hub
 
 from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
+from stream_t1.checkpoints.folder import write_code
 
 IMPORTS = "from diffusers import DiffusionPipeline, WanPipeline\n"
 PACKAGE_IMPORTS = IMPORTS + "from stream_t1 import StreamT1Pipeline\n"
@@ -39,9 +40,10 @@ def video(toy):
 
 @pytest.fixture(scope="module")
 def hub(toy, tmp_path_factory):
-    """Holds `org/stream-t1`, saved by the package, and `org/wan`, a stock folder with the same weights."""
+    """Holds `org/stream-t1`, saved by the package; `org/code`, the code alone; `org/wan`, stock, the same weights."""
     root = tmp_path_factory.mktemp("hub")
     toy.save_pretrained(root / "org/stream-t1")
+    write_code(root / "org/code")
     transformer = WanTransformer3DModel.from_config(toy.transformer.config)
     transformer.load_state_dict(toy.transformer.state_dict())
     scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
@@ -114,25 +116,23 @@ print(filmed(DiffusionPipeline.from_pretrained("org/pushed", trust_remote_code=T
     offline = """
 from pathlib import Path
 from huggingface_hub import hf_hub_download
-print(refusal(DiffusionPipeline.from_pretrained, "org/pushed", trust_remote_code=True))
 path = Path(hf_hub_download("org/pushed", "model_index.json")).parent
 print(filmed(DiffusionPipeline.from_pretrained(path, trust_remote_code=True)))
 """
     assert run(push) == [video]
     assert (hub.root / "org/pushed/README.md").is_file() and (hub.root / "org/pushed/stream_t1.py").is_file()
     assert run(load) == [video]
-    by_name, by_path = run(offline, HF_HUB_OFFLINE="1")
-    assert "unset the `HF_HUB_OFFLINE`" in by_name and by_path == video
+    assert run(offline, HF_HUB_OFFLINE="1") == [video]
 
 
 def test_hub_code_and_a_folders_code_run_over_stock_folders_and_pipelines(run, hub, video):
     wan = f"{hub.root}/org/wan"
     lines = f"""
-code = dict(custom_pipeline="org/stream-t1", trust_remote_code=True, window_frames=9)
+code = dict(custom_pipeline="org/code", trust_remote_code=True, window_frames=9)
 print(filmed(DiffusionPipeline.from_pretrained("{wan}", **code)))
 print(filmed(DiffusionPipeline.from_pretrained("org/wan", **code)))
 stock = WanPipeline.from_pretrained("{wan}", tokenizer=None, text_encoder=None)
-code["custom_pipeline"] = "{hub.root}/org/stream-t1"
+code["custom_pipeline"] = "{hub.root}/org/code"
 print(filmed(DiffusionPipeline.from_pipe(stock, **code)))
 print(filmed(DiffusionPipeline.from_pretrained("{wan}", **code)))
 """
@@ -183,8 +183,8 @@ REFUSED = {
         "ValueError: The (repository|directory) .*org/stream-t1 contains .* Pass `trust_remote_code=True`",
     ),
     "code of the Hub that is not trusted": (
-        'load(place + "/wan", custom_pipeline="org/stream-t1")',
-        "ValueError: The repository for org/stream-t1 contains .* Pass `trust_remote_code=True`",
+        'load(place + "/wan", custom_pipeline="org/code")',
+        "ValueError: The repository for org/code contains .* Pass `trust_remote_code=True`",
     ),
     "a component without weights": (
         'load(place + "/no-weights", trust_remote_code=True)',
@@ -199,15 +199,21 @@ REFUSED = {
         "(RemoteEntryNotFound|FileNotFound)Error: .*org/no-beam/.*search/beam.py",
     ),
     "an image-to-video model": (
-        'load(place + "/i2v", custom_pipeline="org/stream-t1", trust_remote_code=True)',
+        'load(place + "/i2v", custom_pipeline="org/code", trust_remote_code=True)',
         "ValueError: These components are of an image-to-video model, .* takes Wan 2.1 text-to-video: folders",
     ),
     "a Wan 2.2 model": (
-        'load(place + "/wan22", custom_pipeline="org/stream-t1", trust_remote_code=True)',
+        'load(place + "/wan22", custom_pipeline="org/code", trust_remote_code=True)',
+        "ValueError: These components are of a Wan 2.2 model.* takes Wan 2.1 text-to-video: folders",
+    ),
+    "a pipeline of a Wan 2.2 model": (
+        "DiffusionPipeline.from_pipe("
+        'WanPipeline.from_pretrained(place + "/wan22", tokenizer=None, text_encoder=None), '
+        'custom_pipeline="org/code", trust_remote_code=True)',
         "ValueError: These components are of a Wan 2.2 model.* takes Wan 2.1 text-to-video: folders",
     ),
     "another pipeline": (
-        'load(place + "/other", custom_pipeline="org/stream-t1", trust_remote_code=True)',
+        'load(place + "/other", custom_pipeline="org/code", trust_remote_code=True)',
         "ValueError: These components are of another pipeline, `LTXPipeline`.* takes Wan 2.1 text-to-video: folders",
     ),
 }
