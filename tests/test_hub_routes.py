@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -53,10 +54,10 @@ def hub(toy, tmp_path_factory):
 
 
 def run_fresh(hub: Hub, home: Path, lines: str, package: bool, **environment: str) -> list[str]:
-    """What Python prints, line by line, that starts with nothing loaded; its caches and its folder are in `home`."""
+    """What Python prints, line by line, that starts with nothing loaded and no code fetched; `home` is its folder."""
     settings = ("HF_", "HUGGINGFACE_", "DIFFUSERS_", "TRANSFORMERS_")  # whatever the machine has set
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
-    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_MODULES_CACHE": str(home / "modules")}
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_MODULES_CACHE": mkdtemp(dir=home)}
     own |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("fresh_process.py")
     done = subprocess.run(
@@ -73,7 +74,7 @@ def run_fresh(hub: Hub, home: Path, lines: str, package: bool, **environment: st
 
 @pytest.fixture
 def run(hub, tmp_path):
-    """`run_fresh` with the caches of one test."""
+    """`run_fresh` for one test, whose processes share what they download."""
 
     def run(lines: str, package: bool = False, **environment: str) -> list[str]:
         return run_fresh(hub, tmp_path, lines, package, **environment)
