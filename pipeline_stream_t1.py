@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
 # its siblings use.
 from .checkpoints.folder import FolderMixin
+from .models.cost import ModelCosts, weight_bytes
 from .models.hooks import HooksMixin
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
 from .models.pixels import OUTPUT_TYPES, stack, thumbnail, to_output, to_uint8
@@ -41,6 +42,7 @@ from .rewards.base import as_component
 from .rewards.scoring import RewardFunction, RewardScore, check_readable, resolve_reward, score_clips
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.beam import Beam, Candidate, alive_indices, lose, newest
+from .search.estimate import RunEstimate, estimate_run
 from .search.geometry import VideoGeometry, check_chunk_multiple, check_whole_number
 from .search.memory_sinking import MemoryPolicy, RewardRoutedSink, decided_route, make_room
 from .search.noise_propagation import (
@@ -394,6 +396,46 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             raise
         finally:
             self._end(searches)
+
+    def estimate(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_beams: int | None = None,
+        num_candidates: int | None = None,
+        **arguments: object,
+    ) -> RunEstimate:
+        """What a call will do and need, at most, before it: work, operations, bytes by part. Nothing is computed.
+
+        Args:
+            height, width, num_frames, num_beams, num_candidates, arguments: those of `__call__`, with its defaults. A
+                prompt is not needed; the estimate is for one.
+
+        Returns:
+            `RunEstimate`; printed, it is a table. Weights are counted wherever they are now; of rewards, those that
+            are modules, and not what they need while they work.
+
+        Raises:
+            ValueError, TypeError: as `__call__`.
+        """
+        sizes = {"height": height, "width": width, "num_frames": num_frames}
+        sizes |= {"num_beams": num_beams, "num_candidates": num_candidates}
+        given = {name: value for name, value in sizes.items() if value is not None}
+        call = inspect.signature(self.__call__).bind(**given, **arguments)
+        call.apply_defaults()
+        num_tokens = call.arguments["max_sequence_length"]
+        prompt_embeds = torch.empty(1, num_tokens, self.transformer.config.text_dim, device="meta")
+        request = VideoRequest(
+            **call.arguments | {"prompt": None, "prompt_embeds": prompt_embeds, "reward_prompt": ""}
+        )
+        plan = self._plan(request)
+        models = {**self.components, "image_reward": plan.image_reward, "video_reward": plan.video_reward}
+        models |= {f"monitors[{name!r}]": monitor for name, monitor in plan.monitors.items()}
+        weights = {name: weight_bytes(model) for name, model in models.items() if isinstance(model, torch.nn.Module)}
+        costs = ModelCosts(self.transformer, self.vae, plan.latent_shape, num_tokens)
+        first_frames = self.geometry.num_frames(1)
+        return estimate_run(plan, costs, weights, (first_frames, self.geometry.num_frames(2) - first_frames))
 
     def _plan(self, request: VideoRequest) -> SearchPlan:
         """What the searches have in common, after all checks that come before any work.
