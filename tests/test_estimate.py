@@ -117,7 +117,7 @@ def test_the_full_size_is_estimated_without_its_weights():
 def test_an_estimate_is_printed_as_a_table(demo):
     pipe, _ = demo
     lines = str(pipe.estimate(64, 64, 33)).splitlines()
-    assert lines[0] == "3 chunks: 48 forwards, 4 clean passes, 36 latents decoded, 396 frames scored"
+    assert lines[0] == "3 chunks: 48 forwards, 4 clean passes, 36 latents decoded, 384 frames scored"
     assert any(line.startswith("  while decode: ") for line in lines)
 
 
