@@ -496,7 +496,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         self._interrupt, self._attention_kwargs, self._current_timestep = False, plan.attention_kwargs, None
         prompt_embeds = request.prompt_embeds
         if prompt_embeds is None:
-            prompt_embeds = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
+            prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
         prompt_embeds = prompt_embeds.to(plan.device, plan.dtype)
         reward_prompts, generators = request.reward_prompts(), request.generators()
         return [
@@ -799,9 +799,14 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
 
     def encode_prompt(
         self, prompt: str | list[str], max_sequence_length: int = 512, device: torch.device | None = None
-    ) -> torch.Tensor:
-        """Text as the transformer reads it: (B, max_sequence_length, text dim), zeros after the last token."""
-        device = device or self._execution_device
+    ) -> tuple[torch.Tensor, None]:
+        """Text as the transformer reads it, in the pair that diffusers' pipelines give.
+
+        Returns:
+            `prompt_embeds` (B, max_sequence_length, text dim), zeros after the last token; and in the place of
+            negative ones None: distilled models are sampled without guidance.
+        """
+        device, negative_prompt_embeds = device or self._execution_device, None
         tokens = self.tokenizer(
             [prompt_clean(text) for text in ([prompt] if isinstance(prompt, str) else prompt)],
             padding="max_length",
@@ -812,8 +817,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             return_tensors="pt",
         )
         mask = tokens.attention_mask.to(device)
-        embeds = self.text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
-        return embeds.masked_fill(mask[..., None] == 0, 0.0).to(device)
+        hidden_states = self.text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
+        prompt_embeds = hidden_states.masked_fill(mask[..., None] == 0, 0.0).to(device)
+        return prompt_embeds, negative_prompt_embeds
 
     def check_inputs(self, request: VideoRequest, memory: MemoryPolicy, height: int, width: int) -> None:
         """

@@ -122,7 +122,7 @@ class Bench:
     @torch.no_grad()
     def _embed_prompt(self) -> torch.Tensor:
         if self.pipe.text_encoder is not None:
-            return self.pipe.encode_prompt(PROMPT)
+            return self.pipe.encode_prompt(PROMPT)[0]
         text_dim = self.pipe.transformer.config.text_dim
         return torch.randn(1, TEXT_TOKENS, text_dim, device=self.device, dtype=self.pipe.transformer.dtype)
 

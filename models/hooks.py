@@ -77,7 +77,9 @@ def _check_lora(state_dict: dict[str, torch.Tensor], transformer: torch.nn.Modul
     modules = {f"transformer.{name}": module for name, module in transformer.named_modules()}
     unknown, misshapen = [], []
     for key, weight in state_dict.items():
-        name, _, kind = key.partition(".lora_")
+        name, is_lora, kind = key.partition(".lora_")
+        if not is_lora:
+            continue  # diffusers says what it makes of these
         if name not in modules:
             unknown.append(name)
         elif kind.startswith(("A.", "B.")) and kind.endswith("weight"):

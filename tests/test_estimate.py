@@ -52,7 +52,7 @@ def demo():
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     with torch.no_grad():
-        embeds = pipe.encode_prompt("a red circle moving left on a white background")
+        embeds, _ = pipe.encode_prompt("a red circle moving left on a white background")
     pipe.image_reward = pipe.video_reward = first_number
     return pipe, embeds
 
