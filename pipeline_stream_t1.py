@@ -38,7 +38,7 @@ from .rewards.scoring import RewardFunction, RewardScore, check_readable, resolv
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.beam import Beam, Candidate, alive_indices, lose, newest
 from .search.geometry import VideoGeometry, check_chunk_multiple, check_whole_number
-from .search.memory_sinking import MemoryPolicy, RewardRoutedSink, decided_route, make_room
+from .search.memory_sinking import MemoryPolicy, decided_route, make_room
 from .search.noise_propagation import (
     SEED_MODES,
     base_seed,
@@ -49,7 +49,14 @@ from .search.noise_propagation import (
 )
 from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise, check_prompt_embeds, per_prompt
 from .search.reward_pruning import fuse_scores, keep_best, normalize_scores, order_by
-from .search.settings import SearchSettings, check_policy, policy_positions, policy_sink_frames
+from .search.settings import (
+    SearchSettings,
+    check_policy,
+    policy_config,
+    policy_from_config,
+    policy_positions,
+    policy_sink_frames,
+)
 from .search.trace import CandidateTrace, ChunkTrace, ChunkWork, EvictionTrace, FinalTrace, SearchTrace
 
 __version__ = "0.1.0"
@@ -118,6 +125,8 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         denoising_steps: 1000 times the noise levels before the scheduler's shift.
         fps: of the videos, for rewards that need it.
         default_height, default_width: pixels, when a call names none.
+        memory: the policy when a call names none, one of those in `search/memory_sinking.py` or its config; default
+            `RewardRoutedSink()`.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -141,6 +150,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         fps: int = 16,
         default_height: int = 480,
         default_width: int = 832,
+        memory: MemoryPolicy | dict | None = None,
     ) -> None:
         super().__init__()
         check_whole_number("chunk_frames", chunk_frames, least=1)
@@ -168,6 +178,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             fps=fps,
             default_height=default_height,
             default_width=default_width,
+            memory=policy_config(memory),
         )
         self.geometry.check_window(sink_frames)
         self._interrupt = False
@@ -275,7 +286,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             short_weight_cap: tau, the most that the image reward weighs (paper 3.2).
             score_normalization: "zscore" or "rank" over the candidates of a chunk, each reward by itself.
             reward_window: chunks.
-            memory: the policy that routes chunks which leave the window (paper 3.3); default `RewardRoutedSink()`.
+            memory: the policy that routes chunks which leave the window (paper 3.3). Default: the model's own.
             candidate_seeds: "independent", or "reference": the authors' seeds, which re-use some.
             final_selection: order of the last beams: by "video_reward" on the whole video, or by "score", the last
                 chunk's. Without a video reward it is the score.
@@ -300,7 +311,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             final_selection=final_selection,
             num_videos_per_prompt=num_videos_per_prompt,
         )
-        memory = RewardRoutedSink() if memory is None else memory
+        memory = policy_from_config(self.config.memory) if memory is None else memory
         image_reward = resolve_reward("image_reward", image_reward, self.image_reward)
         video_reward = resolve_reward("video_reward", video_reward, self.video_reward)
         height = self.config.default_height if height is None else height
