@@ -72,7 +72,25 @@ def write_video(frames: "numpy.ndarray", path: Path, fps: float) -> None:  # noq
         raise OSError(f"{path} could not be written; what the encoder said is above.")
 
 
-COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {"generate": add_generate}
+def add_export_code(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes the pipeline's code as diffusers' loader of remote code wants it: upload the folder, and "
+        "`custom_pipeline=` with its Hub id runs it over any Wan 2.1 text-to-video folder."
+    )
+    parser.add_argument("folder", type=Path, help="made if it is not there; files of the same names are replaced")
+    parser.set_defaults(run=export_code)
+
+
+def export_code(arguments: argparse.Namespace) -> None:
+    from .checkpoints.folder import write_code
+
+    print(f"{arguments.folder}: {len(write_code(arguments.folder))} files")
+
+
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "generate": add_generate,
+    "export-code": add_export_code,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
 # its siblings use.
+from .checkpoints.folder import FolderMixin
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
 from .models.pixels import OUTPUT_TYPES, stack, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401
@@ -63,9 +64,12 @@ __version__ = "0.1.0"
 
 logger = logging.get_logger(__name__)
 
-STOCK_CLASSES = {
+# How `model_index.json` names these components: a saved folder loads wherever diffusers does, and holds no rewards.
+SAVED_AS = {
     "transformer": ("diffusers", "WanTransformer3DModel"),
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+    "image_reward": (None, None),
+    "video_reward": (None, None),
 }
 
 
@@ -105,7 +109,7 @@ class NoCandidateLeftError(RuntimeError):
         self.frames: np.ndarray | torch.Tensor | list = []
 
 
-class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
+class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
     """Text to video, chunk by chunk, with a search over candidates at every chunk.
 
     Every component may be None where a call does not need it: `text_encoder` and `tokenizer` with `prompt_embeds`,
@@ -138,7 +142,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self,
         tokenizer: PreTrainedTokenizerBase | None,
         text_encoder: UMT5EncoderModel | None,
-        transformer: WanTransformer3DModel | None,
+        transformer: WanTransformer3DModel | CausalWanTransformer3DModel | None,
         vae: AutoencoderKLWan | None,
         scheduler: SchedulerMixin,
         image_reward: Callable | None = None,  # no narrower: diffusers checks what it loads against these types
@@ -161,15 +165,12 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self.register_modules(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
-            transformer=None if transformer is None else CausalWanTransformer3DModel.adopt(transformer),
+            transformer=transformer,
             vae=vae,
-            scheduler=FewStepFlowMatchScheduler.adopt(scheduler),
-            image_reward=as_component(image_reward),
-            video_reward=as_component(video_reward),
+            scheduler=scheduler,
+            image_reward=image_reward,
+            video_reward=video_reward,
         )
-        # A saved folder names the stock classes, so that it loads wherever diffusers does, and holds no rewards.
-        saved_as = {name: names for name, names in STOCK_CLASSES.items() if getattr(self, name) is not None}
-        self.register_to_config(**saved_as, image_reward=(None, None), video_reward=(None, None))
         self.register_to_config(
             chunk_frames=chunk_frames,
             window_frames=window_frames,
@@ -181,7 +182,24 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             memory=policy_config(memory),
         )
         self.geometry.check_window(sink_frames)
+        if None not in (transformer, vae) and transformer.config.in_channels != vae.config.z_dim:
+            raise ValueError(
+                f"`transformer` reads {transformer.config.in_channels} channels and `vae` makes {vae.config.z_dim}: "
+                "they are of different models, or the transformer is of an image-to-video one."
+            )
         self._interrupt = False
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """A component is made fit for the search whoever sets it: the constructor, diffusers or the user."""
+        if name == "transformer" and value is not None:
+            value = CausalWanTransformer3DModel.adopt(value)
+        elif name == "scheduler":
+            value = FewStepFlowMatchScheduler.adopt(value)
+        elif name in ("image_reward", "video_reward"):
+            value = as_component(value)
+        super().__setattr__(name, value)
+        if name in SAVED_AS:
+            self.register_to_config(**{name: (None, None) if value is None else SAVED_AS[name]})
 
     @property
     def geometry(self) -> VideoGeometry:
