@@ -44,8 +44,9 @@ def generator_card(
     trained_for = (
         f"a window of {generator.window_frames} latent frames, {generator.sink_frames} of them sinks, the steps "
         f"{list(generator.denoising_steps)} before a shift of {generator.shift:g}, and the memory policy "
-        f"`{type(generator.memory).__name__}`"
+        f"`{generator.memory}`"
     )
+    needs_sink = "" if generator.sink_frames else f" and `sink_frames={generator.chunk_frames}` at loading"
     text = f"""# {generator.title} for Stream-T1
 
 The weights of [{generator.title}]({generator.repository}) in diffusers' layout, with the code of Stream-T1: video is
@@ -59,7 +60,7 @@ converted, not trained further.
 no remote code.
 
 As it stands it streams as it was trained: {trained_for}. For the search give the call `image_reward`, `video_reward`,
-`num_beams` and `num_candidates`; with `memory=RewardRoutedSink()` the rewards decide what is remembered.
+`num_beams` and `num_candidates`; with `memory=RewardRoutedSink()`{needs_sink} the rewards decide what is remembered.
 
 ## Where it comes from
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
-from ..search.memory_sinking import SlidingWindow, StaticSink
 from ..search.settings import policy_config
 from .base import PATTERNS, Base, open_base, place_components
 from .cards import Conversion, Origin, generator_card, hub_license
@@ -114,7 +113,7 @@ def convert_generator(
             folder=Path(output),
             origins=_origins(plan, merge_lora),
             layout=str(plan.layout),
-            weights=weights,
+            weights=replace(weights, files=tuple(Path(output) / "transformer" / file.name for file in weights.files)),
             hashes={file.name: file_sha256(file) for file in weights.files},
             is_lora_apart=apart is not None,
             seconds=time.perf_counter() - begin,
@@ -201,10 +200,8 @@ def _find_checkpoint(given: str | Path) -> tuple[Source, Path]:
 def _with_configured_window(generator: Generator, config: Mapping[str, object]) -> Generator:
     """FastVideo's folders may say in the transformer's config which window and sinks it was trained with."""
     window, sink = config.get("local_attn_size", -1), config.get("sink_size", 0)
-    memory = StaticSink() if sink else SlidingWindow()
-    return replace(
-        generator, window_frames=window if window > 0 else generator.window_frames, sink_frames=sink, memory=memory
-    )
+    window = window if window > 0 else generator.window_frames
+    return replace(generator, window_frames=window, sink_frames=sink, memory="StaticSink" if sink else "SlidingWindow")
 
 
 def _written_dtype(key: str, dtype: torch.dtype) -> torch.dtype:
@@ -241,7 +238,7 @@ def _write_pipeline(folder: Path, plan: _Plan) -> None:
         sink_frames=generator.sink_frames,
         denoising_steps=list(generator.denoising_steps),
         fps=generator.fps,
-        memory=policy_config(generator.memory),
+        memory=policy_config({"policy": generator.memory}),
     )
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     write_code(folder)

@@ -6,8 +6,6 @@ on the Hub may say more, and is asked when the model comes from there.
 
 from dataclasses import dataclass
 
-from ..search.memory_sinking import EMASink, MemoryPolicy, SlidingWindow, StaticSink
-
 WAN_BASE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # text encoder, tokenizer, VAE and the transformer's config
 TRAINED_FRAMES = 21  # latent frames of a training video, all of which the models without a local window attend to
 
@@ -21,7 +19,7 @@ class Generator:
     dicts: tuple[str, ...]  # which dict of the file holds the weights to use; the first one that is there
     window_frames: int
     sink_frames: int
-    memory: MemoryPolicy
+    memory: str  # the policy of `search/memory_sinking.py`, with its defaults
     repository: str  # of the authors' code
     license: str  # of that repository, by the Hub's short name
     lora: str | None = None
@@ -32,7 +30,12 @@ class Generator:
 
     @property
     def hub_id(self) -> str:
-        return self.checkpoint.split(":")[0]
+        return self.checkpoint.partition(":")[0]
+
+    @property
+    def file(self) -> str:
+        """Of the Hub's model; empty where the whole of it is the checkpoint."""
+        return self.checkpoint.partition(":")[2]
 
 
 GENERATORS = {
@@ -43,7 +46,7 @@ GENERATORS = {
         dicts=("generator", "model", "generator_ema", ""),
         window_frames=12,
         sink_frames=3,
-        memory=StaticSink(),
+        memory="StaticSink",
         repository="https://github.com/NVlabs/LongLive",
         license="apache-2.0",
     ),
@@ -53,7 +56,7 @@ GENERATORS = {
         dicts=("generator_ema", "generator", ""),
         window_frames=TRAINED_FRAMES,
         sink_frames=0,
-        memory=SlidingWindow(),
+        memory="SlidingWindow",
         repository="https://github.com/guandeh17/Self-Forcing",
         license="apache-2.0",
     ),
@@ -63,7 +66,7 @@ GENERATORS = {
         dicts=("", "generator_ema", "generator"),
         window_frames=9,
         sink_frames=3,
-        memory=EMASink(),
+        memory="EMASink",
         repository="https://github.com/JaydenLyh/Reward-Forcing",
         license="apache-2.0",
     ),
@@ -73,7 +76,7 @@ GENERATORS = {
         dicts=("generator", "generator_ema", ""),  # the authors run the chunk-wise model without EMA
         window_frames=TRAINED_FRAMES,
         sink_frames=0,
-        memory=SlidingWindow(),
+        memory="SlidingWindow",
         repository="https://github.com/thu-ml/Causal-Forcing",
         license="apache-2.0",
     ),
@@ -83,7 +86,7 @@ GENERATORS = {
         dicts=("",),
         window_frames=TRAINED_FRAMES,
         sink_frames=0,
-        memory=SlidingWindow(),
+        memory="SlidingWindow",
         repository="https://github.com/hao-ai-lab/FastVideo",
         license="apache-2.0",
     ),
