@@ -33,10 +33,28 @@ from .models.pixels import OUTPUT_TYPES, stack, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
-from .rewards.base import as_component
-from .rewards.scoring import RewardFunction, RewardScore, check_readable, resolve_reward, score_clips
+from .rewards.base import Reward, as_component
+from .rewards.chat import RewardChat  # noqa: F401
+from .rewards.clip import CLIPScoreReward  # noqa: F401
+from .rewards.combining import WeightedReward  # noqa: F401
+from .rewards.consistency import SubjectConsistencyReward  # noqa: F401
+from .rewards.hpsv3 import HPSv3Reward  # noqa: F401
+from .rewards.loading import ConvertedFolder  # noqa: F401
+from .rewards.pixel_statistics import ChunkSeamReward  # noqa: F401
+from .rewards.qwen2_vl import Qwen2VLRewardModel  # noqa: F401
+from .rewards.resizing import resize_as_pil  # noqa: F401
+from .rewards.scoring import (
+    RewardFunction,
+    RewardScore,
+    check_readable,
+    check_request,
+    resolve_reward,
+    score_clips,
+)
+from .rewards.videoalign import VideoAlignReward  # noqa: F401
+from .rewards.vision_input import sampled_indices  # noqa: F401
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
-from .search.beam import Beam, Candidate, alive_indices, lose, newest
+from .search.beam import Beam, Candidate, alive_indices, lose, newest, set_aside
 from .search.geometry import VideoGeometry, check_chunk_multiple, check_whole_number
 from .search.memory_sinking import MemoryPolicy, RewardRoutedSink, decided_route, make_room
 from .search.noise_propagation import (
@@ -111,7 +129,8 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         transformer: Wan 2.1 text-to-video, distilled for few steps and causal chunks.
         vae: of Wan 2.1, or of its layout.
         scheduler: few-step flow matching, or a stock flow-match scheduler.
-        image_reward, video_reward: what a call uses when it names none: `reward(frames, prompt, fps)`.
+        image_reward, video_reward: what a call uses when it names none: `reward(frames, prompt, fps)`, or the folder
+            or Hub id of a converted reward.
         chunk_frames: latent frames that are denoised together.
         window_frames: latent frames of context, the first sink and the current chunk included.
         sink_frames: latent frames at the beginning of the video that never leave.
@@ -132,8 +151,8 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         transformer: WanTransformer3DModel | None,
         vae: AutoencoderKLWan | None,
         scheduler: SchedulerMixin,
-        image_reward: Callable | None = None,  # no narrower: diffusers checks what it loads against these types
-        video_reward: Callable | None = None,
+        image_reward: Callable | str | None = None,  # no narrower: diffusers checks what it loads against these types
+        video_reward: Callable | str | None = None,
         chunk_frames: int = 3,
         window_frames: int = 12,
         sink_frames: int = 3,
@@ -212,6 +231,34 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
     def attention_kwargs(self) -> dict[str, float] | None:
         return self._attention_kwargs
 
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        super().enable_model_cpu_offload(gpu_id, device)
+        self._offload_rewards(self._offload_device)
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        super().enable_sequential_cpu_offload(gpu_id, device)
+        self._offload_rewards(self._offload_device)
+
+    def enable_group_offload(
+        self,
+        onload_device: torch.device,
+        *args: object,
+        exclude_modules: str | list[str] | None = None,
+        **kwargs: object,
+    ) -> None:
+        excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or [])
+        excluded += [name for name in self._exclude_from_cpu_offload if name not in excluded]
+        super().enable_group_offload(onload_device, *args, exclude_modules=excluded, **kwargs)
+        self._offload_rewards(torch.device(onload_device))
+
+    def _offload_rewards(self, device: torch.device) -> None:
+        """Rewards move whole: to the device for a call, and back to the CPU after it."""
+        for reward in (self.image_reward, self.video_reward):
+            if isinstance(reward, Reward):
+                reward.offload(device)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -235,8 +282,8 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         num_beams: int = 2,
         num_candidates: int = 2,
         noise_correlation: float = -0.1,
-        image_reward: RewardFunction | bool | None = None,
-        video_reward: RewardFunction | bool | None = None,
+        image_reward: RewardFunction | str | bool | None = None,
+        video_reward: RewardFunction | str | bool | None = None,
         reward_prompt: str | list[str] | None = None,
         short_weight_cap: float = 0.4,
         score_normalization: str | None = None,
@@ -270,7 +317,8 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             noise_correlation: beta, between a candidate's noise and its beam's last noise (paper 3.1).
             image_reward, video_reward: `reward(frames, prompt, fps)` with frames (B, F, 3, H, W) in [0, 1], B texts
                 and frames per second, gives a float tensor (B,) or a `RewardOutput`. The image reward sees the new
-                chunk, the video reward the last `reward_window` chunks. None: the component; False: none, it scores 0.
+                chunk, the video reward the last `reward_window` chunks. None: the component; False: none, it scores
+                0; a converted reward's folder or Hub id is loaded for this call.
             reward_prompt: what rewards read, when it is not the prompt.
             short_weight_cap: tau, the most that the image reward weighs (paper 3.2).
             score_normalization: "zscore" or "rank" over the candidates of a chunk, each reward by itself.
@@ -301,8 +349,8 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             num_videos_per_prompt=num_videos_per_prompt,
         )
         memory = RewardRoutedSink() if memory is None else memory
-        image_reward = resolve_reward("image_reward", image_reward, self.image_reward)
-        video_reward = resolve_reward("video_reward", video_reward, self.video_reward)
+        image_reward = resolve_reward("image_reward", image_reward, self.image_reward, self._execution_device)
+        video_reward = resolve_reward("video_reward", video_reward, self.video_reward, self._execution_device)
         height = self.config.default_height if height is None else height
         width = self.config.default_width if width is None else width
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
@@ -317,6 +365,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         generators = per_prompt("generator", generator, torch.Generator, num_prompts)
         for name, reward in (("image_reward", image_reward), ("video_reward", video_reward)):
             check_readable(name, reward, None not in reward_prompts, self.vae is not None)
+            check_request(reward, [text or "" for text in reward_prompts], num_beams)
             if reward is None and num_beams * num_candidates > 1:
                 logger.warning(f"There is no `{name}`: it scores 0.")
 
@@ -552,7 +601,9 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     clips = torch.stack(clips)
                     results = score_clips(reward, clips, search.reward_prompt, search.trace.fps, name=f"{kind}_reward")
             for index, result in zip(alive, results, strict=True):
-                if result.score is None:
+                if result.gated is not None:
+                    scored[index] = set_aside(scored[index], result.gated)
+                elif result.score is None:
                     scored[index] = lose(scored[index], result.problem, search.chunk_index, index)
                 else:
                     scored[index] = scored[index].with_reward(kind, result.score, result.parts)
