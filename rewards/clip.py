@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
-from transformers import AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
 from . import base, resizing
 
@@ -62,7 +62,7 @@ class ClipTextReward(base.PictureReward):
         frames: (N, 1, 3, H, W) float in [0, 1]
         """
         pixels = clip_pixels(frames[:, 0], self.model.config.vision_config.image_size)
-        pictures = self.model.get_image_features(pixels.to(self.model.dtype)).pooler_output
+        pictures = self.model.get_image_features(pixels.to(self.dtype)).pooler_output
         different = list(dict.fromkeys(prompt))
         tokens = self.tokenizer(
             different,
@@ -100,7 +100,7 @@ class AestheticReward(base.PictureReward):
     """LAION's aesthetic predictor, about 1 to 10, mean over frames: linear layers on CLIP's image embedding.
 
     Args:
-        model: the vision tower of CLIP ViT-L/14, with its projection.
+        model: CLIP ViT-L/14; the text tower is not used and may be None.
         layers: linear layers one after the other, with nothing between them, to one number.
         frame_stride: every n-th frame is scored.
         micro_batch_size: pictures per forward.
@@ -110,7 +110,7 @@ class AestheticReward(base.PictureReward):
 
     def __init__(
         self,
-        model: CLIPVisionModelWithProjection,
+        model: CLIPModel,
         layers: nn.Sequential,
         *,
         frame_stride: int = 1,
@@ -134,16 +134,25 @@ class AestheticReward(base.PictureReward):
         Args:
             head: the file of the layers: LAION's `sac+logos+ava1-l14-linearMSE.pth`, or the same as safetensors.
         """
-        model = CLIPVisionModelWithProjection.from_pretrained(
-            name_or_folder, dtype=dtype or torch.float32, use_safetensors=True
-        )
+        model = load_image_side(name_or_folder, dtype)
         layers = read_layers(Path(head), model.config.projection_dim).to(dtype or torch.float32)
         return cls(model, layers, frame_stride=frame_stride, micro_batch_size=micro_batch_size)
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
-        pixels = clip_pixels(frames[:, 0], self.model.config.image_size)
-        embeds = functional.normalize(self.model(pixels.to(self.model.dtype)).image_embeds, dim=-1)  # (N, D)
-        return base.RewardOutput(self.layers(embeds)[:, 0].float())
+        pixels = clip_pixels(frames[:, 0], self.model.config.vision_config.image_size)
+        embeds = functional.normalize(self.model.get_image_features(pixels.to(self.dtype)).pooler_output, dim=-1)
+        return base.RewardOutput(self.layers(embeds)[:, 0].float())  # of (N, D)
+
+
+def load_image_side(name_or_folder: str | Path, dtype: torch.dtype | None) -> CLIPModel:
+    """A CLIP model without its text tower.
+
+    Not transformers' class of the vision tower alone: that one takes the embedding's size from another place of the
+    config, and where the two differ it goes on with a random projection.
+    """
+    model = CLIPModel.from_pretrained(name_or_folder, dtype=dtype or torch.float32, use_safetensors=True)
+    model.text_model = model.text_projection = None
+    return model
 
 
 def clip_pixels(pictures: torch.Tensor, side: int) -> torch.Tensor:

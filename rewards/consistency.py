@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from transformers import CLIPVisionModelWithProjection, PreTrainedModel, ViTModel
+from transformers import PreTrainedModel, ViTModel
 
-from . import base, resizing
+from . import base, clip, resizing
 
 SHORTER_SIDE = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -72,7 +72,7 @@ class SubjectConsistencyReward(ConsistencyReward):
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         size = resizing.shorter_side_size(*pictures.shape[-2:], SHORTER_SIDE)
         levels = functional.interpolate(pictures * 255.0, size, mode="bilinear")
-        pixels = resizing.normalize(levels, IMAGENET_MEAN, IMAGENET_STD).to(self.model.dtype)
+        pixels = resizing.normalize(levels, IMAGENET_MEAN, IMAGENET_STD).to(self.dtype)
         return self.model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
 
 
@@ -88,16 +88,15 @@ class BackgroundConsistencyReward(ConsistencyReward):
         frame_stride: int = 1,
         micro_batch_size: int | None = None,
     ) -> "BackgroundConsistencyReward":
-        model = CLIPVisionModelWithProjection.from_pretrained(
-            name_or_folder, dtype=dtype or torch.float32, use_safetensors=True
-        )
+        model = clip.load_image_side(name_or_folder, dtype)
         return cls(model, frame_stride=frame_stride, micro_batch_size=micro_batch_size)
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        side = self.model.config.image_size
+        side = self.model.config.vision_config.image_size
         size = resizing.shorter_side_size(*pictures.shape[-2:], side)
         levels = functional.interpolate(pictures * 255.0, size, mode="bicubic")
-        return self.model(resizing.normalize(resizing.center_crop(levels, side)).to(self.model.dtype)).image_embeds
+        pixels = resizing.normalize(resizing.center_crop(levels, side))
+        return self.model.get_image_features(pixels.to(self.dtype)).pooler_output
 
 
 def consistency(features: torch.Tensor) -> torch.Tensor:

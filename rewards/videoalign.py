@@ -12,7 +12,7 @@ from . import base, chat, loading, qwen2_vl, resizing, vision_input
 DIMENSIONS = ("VQ", "MQ", "TA")  # in the order in which the model reads their tokens
 REWARD_TOKENS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
 SCORES = DIMENSIONS + tuple(f"{name}_raw" for name in DIMENSIONS)
-MIN_PIXELS = 128 * 28 * 28
+MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 256 * 28 * 28
 
 
 class VideoAlignReward(base.Reward):
@@ -27,7 +27,7 @@ class VideoAlignReward(base.Reward):
         normalization: mean and deviation of each dimension.
         score: which of the parts are summed. Without "TA" the prompt is not read: it comes last in the text.
         sample_fps: frames that are looked at, per second.
-        max_pixels: largest area to which frames are resized.
+        min_pixels, max_pixels: least and largest area of frames; others are resized to it.
         micro_batch_size: clips per forward.
     """
 
@@ -42,7 +42,8 @@ class VideoAlignReward(base.Reward):
         normalization: Mapping[str, Sequence[float]],
         score: Sequence[str] = DIMENSIONS,
         sample_fps: float = 2.0,
-        max_pixels: int = 256 * 28 * 28,
+        min_pixels: int = MIN_PIXELS,
+        max_pixels: int = MAX_PIXELS,
         micro_batch_size: int | None = 4,
     ) -> None:
         super().__init__(micro_batch_size=micro_batch_size)
@@ -50,7 +51,7 @@ class VideoAlignReward(base.Reward):
             raise ValueError(f"`score` is {score!r}; it must be a list of one or more of {', '.join(SCORES)}.")
         self.model, self.chat, self.score = model, chat, tuple(score)
         self.normalization = {name: tuple(normalization[name]) for name in DIMENSIONS}
-        self.sample_fps, self.max_pixels = sample_fps, max_pixels
+        self.sample_fps, self.min_pixels, self.max_pixels = sample_fps, min_pixels, max_pixels
         self.reads_prompt = any(name.startswith("TA") for name in score)
 
     @classmethod
@@ -73,6 +74,7 @@ class VideoAlignReward(base.Reward):
             normalization=config["normalization"],
             score=score,
             sample_fps=config["sample_fps"],
+            min_pixels=config["min_pixels"],
             max_pixels=config["max_pixels"],
             micro_batch_size=micro_batch_size,
         )
@@ -93,7 +95,7 @@ class VideoAlignReward(base.Reward):
         size = vision_input.resized_size(
             *frames.shape[-2:],
             factor=vision.patch_size * vision.spatial_merge_size,
-            min_pixels=MIN_PIXELS,
+            min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
         )
         levels = resizing.resize_as_torchvision(frames.flatten(0, 1), *size).unflatten(0, frames.shape[:2])
