@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .checkpoints.commands import add_convert, add_inspect
+
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 
 
@@ -72,7 +74,27 @@ def write_video(frames: "numpy.ndarray", path: Path, fps: float) -> None:  # noq
         raise OSError(f"{path} could not be written; what the encoder said is above.")
 
 
-COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {"generate": add_generate}
+def add_export_code(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes the pipeline's code as diffusers' loader of remote code wants it: upload the folder, and "
+        "`custom_pipeline=` with its Hub id runs it over any Wan 2.1 text-to-video folder."
+    )
+    parser.add_argument("folder", type=Path, help="made if it is not there; files of the same names are replaced")
+    parser.set_defaults(run=export_code)
+
+
+def export_code(arguments: argparse.Namespace) -> None:
+    from .checkpoints.folder import write_code
+
+    print(f"{arguments.folder}: {len(write_code(arguments.folder))} files")
+
+
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "generate": add_generate,
+    "export-code": add_export_code,
+    "convert": add_convert,
+    "inspect": add_inspect,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,6 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"stream-t1: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stream-t1: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
 # its siblings use.
+from .checkpoints.folder import FolderMixin
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
 from .models.pixels import OUTPUT_TYPES, stack, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401
@@ -56,7 +57,7 @@ from .rewards.vision_input import sampled_indices  # noqa: F401
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.beam import Beam, Candidate, alive_indices, lose, newest, set_aside
 from .search.geometry import VideoGeometry, check_chunk_multiple, check_whole_number
-from .search.memory_sinking import MemoryPolicy, RewardRoutedSink, decided_route, make_room
+from .search.memory_sinking import MemoryPolicy, decided_route, make_room
 from .search.noise_propagation import (
     SEED_MODES,
     base_seed,
@@ -67,16 +68,26 @@ from .search.noise_propagation import (
 )
 from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise, check_prompt_embeds, per_prompt
 from .search.reward_pruning import fuse_scores, keep_best, normalize_scores, order_by
-from .search.settings import SearchSettings, check_policy, policy_positions, policy_sink_frames
+from .search.settings import (
+    SearchSettings,
+    check_policy,
+    policy_config,
+    policy_from_config,
+    policy_positions,
+    policy_sink_frames,
+)
 from .search.trace import CandidateTrace, ChunkTrace, ChunkWork, EvictionTrace, FinalTrace, SearchTrace
 
 __version__ = "0.1.0"
 
 logger = logging.get_logger(__name__)
 
-STOCK_CLASSES = {
+# How `model_index.json` names these components: a saved folder loads wherever diffusers does, and holds no rewards.
+SAVED_AS = {
     "transformer": ("diffusers", "WanTransformer3DModel"),
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+    "image_reward": (None, None),
+    "video_reward": (None, None),
 }
 
 
@@ -116,7 +127,7 @@ class NoCandidateLeftError(RuntimeError):
         self.frames: np.ndarray | torch.Tensor | list = []
 
 
-class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
+class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
     """Text to video, chunk by chunk, with a search over candidates at every chunk.
 
     Every component may be None where a call does not need it: `text_encoder` and `tokenizer` with `prompt_embeds`,
@@ -137,6 +148,8 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         denoising_steps: 1000 times the noise levels before the scheduler's shift.
         fps: of the videos, for rewards that need it.
         default_height, default_width: pixels, when a call names none.
+        memory: the policy when a call names none, one of those in `search/memory_sinking.py` or its config; default
+            `RewardRoutedSink()`.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -148,7 +161,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self,
         tokenizer: PreTrainedTokenizerBase | None,
         text_encoder: UMT5EncoderModel | None,
-        transformer: WanTransformer3DModel | None,
+        transformer: WanTransformer3DModel | CausalWanTransformer3DModel | None,
         vae: AutoencoderKLWan | None,
         scheduler: SchedulerMixin,
         image_reward: Callable | str | None = None,  # no narrower: diffusers checks what it loads against these types
@@ -160,6 +173,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         fps: int = 16,
         default_height: int = 480,
         default_width: int = 832,
+        memory: MemoryPolicy | dict | None = None,
     ) -> None:
         super().__init__()
         check_whole_number("chunk_frames", chunk_frames, least=1)
@@ -170,15 +184,12 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self.register_modules(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
-            transformer=None if transformer is None else CausalWanTransformer3DModel.adopt(transformer),
+            transformer=transformer,
             vae=vae,
-            scheduler=FewStepFlowMatchScheduler.adopt(scheduler),
-            image_reward=as_component(image_reward),
-            video_reward=as_component(video_reward),
+            scheduler=scheduler,
+            image_reward=image_reward,
+            video_reward=video_reward,
         )
-        # A saved folder names the stock classes, so that it loads wherever diffusers does, and holds no rewards.
-        saved_as = {name: names for name, names in STOCK_CLASSES.items() if getattr(self, name) is not None}
-        self.register_to_config(**saved_as, image_reward=(None, None), video_reward=(None, None))
         self.register_to_config(
             chunk_frames=chunk_frames,
             window_frames=window_frames,
@@ -187,9 +198,27 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             fps=fps,
             default_height=default_height,
             default_width=default_width,
+            memory=policy_config(memory),
         )
         self.geometry.check_window(sink_frames)
+        if None not in (transformer, vae) and transformer.config.in_channels != vae.config.z_dim:
+            raise ValueError(
+                f"`transformer` reads {transformer.config.in_channels} channels and `vae` makes {vae.config.z_dim}: "
+                "they are of different models, or the transformer is of an image-to-video one."
+            )
         self._interrupt = False
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """A component is made fit for the search whoever sets it: the constructor, diffusers or the user."""
+        if name == "transformer" and value is not None:
+            value = CausalWanTransformer3DModel.adopt(value)
+        elif name == "scheduler":
+            value = FewStepFlowMatchScheduler.adopt(value)
+        elif name in ("image_reward", "video_reward"):
+            value = as_component(value)
+        super().__setattr__(name, value)
+        if name in SAVED_AS:
+            self.register_to_config(**{name: (None, None) if value is None else SAVED_AS[name]})
 
     @property
     def geometry(self) -> VideoGeometry:
@@ -323,7 +352,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             short_weight_cap: tau, the most that the image reward weighs (paper 3.2).
             score_normalization: "zscore" or "rank" over the candidates of a chunk, each reward by itself.
             reward_window: chunks.
-            memory: the policy that routes chunks which leave the window (paper 3.3); default `RewardRoutedSink()`.
+            memory: the policy that routes chunks which leave the window (paper 3.3). Default: the model's own.
             candidate_seeds: "independent", or "reference": the authors' seeds, which re-use some.
             final_selection: order of the last beams: by "video_reward" on the whole video, or by "score", the last
                 chunk's. Without a video reward it is the score.
@@ -348,7 +377,7 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             final_selection=final_selection,
             num_videos_per_prompt=num_videos_per_prompt,
         )
-        memory = RewardRoutedSink() if memory is None else memory
+        memory = policy_from_config(self.config.memory) if memory is None else memory
         image_reward = resolve_reward("image_reward", image_reward, self.image_reward, self._execution_device)
         video_reward = resolve_reward("video_reward", video_reward, self.video_reward, self._execution_device)
         height = self.config.default_height if height is None else height

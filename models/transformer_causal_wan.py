@@ -8,6 +8,7 @@ Axes: B batch, C channels, F latent frames, H and W latent height and width, L t
 """
 
 import functools
+import json
 import types
 
 import torch
@@ -101,6 +102,11 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
                 processor._parallel_config = stock._parallel_config
                 attention.set_processor(processor)
 
+    def to_json_string(self) -> str:
+        """The config, under the name of the stock class: what is saved loads wherever diffusers does."""
+        stock = {"_class_name": WanTransformer3DModel.__name__}
+        return json.dumps({**json.loads(super().to_json_string()), **stock}, indent=2, sort_keys=True) + "\n"
+
     @classmethod
     def adopt(cls, transformer: WanTransformer3DModel) -> "CausalWanTransformer3DModel":
         """Makes a causal transformer of a stock one, in place: same object, same weights, same hooks.
@@ -109,13 +115,19 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
         Raises:
             TypeError: `transformer` is neither a stock Wan transformer nor a causal one.
-            ValueError: it is under group offload already, whose hooks hold on to the stock forward.
+            ValueError: it is conditioned on an image, or under group offload already, whose hooks hold on to the
+                stock forward.
         """
         module = getattr(transformer, "_orig_mod", transformer)  # what `torch.compile(model)` wraps
         if not isinstance(module, WanTransformer3DModel):
             raise TypeError(
                 f"`transformer` is a {type(module).__name__}; streaming needs a diffusers `WanTransformer3DModel` "
                 "(Wan 2.1 text-to-video), or a `CausalWanTransformer3DModel`."
+            )
+        if module.config.image_dim is not None or module.config.added_kv_proj_dim is not None:
+            raise ValueError(
+                "`transformer` is conditioned on an image; streaming needs a text-to-video model, such as that of "
+                "Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
             )
         if isinstance(module, cls):
             return transformer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import toy_transformer
-from diffusers import WanTransformer3DModel
+from diffusers import AutoModel, WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
@@ -200,6 +200,8 @@ def test_candidates_of_different_prompts_are_refused(toy_models, embeds):
 
 def test_an_image_conditioned_model_is_refused():
     model = toy_transformer(added_kv_proj_dim=24, image_dim=8)
+    with pytest.raises(ValueError, match="conditioned on an image; streaming needs a text-to-video model"):
+        CausalWanTransformer3DModel.adopt(model)
     with pytest.raises(ValueError, match="conditioned on an image"):
         model(noise(1, 4, 3, 4, 4), torch.zeros(1), noise(1, 6, 8), memory=context_of(model, ChunkMemory()))
 
@@ -208,6 +210,7 @@ def test_an_image_conditioned_model_is_refused():
 def test_models_are_saved_and_loaded_as_they_are(tmp_path, embeds):
     causal, inputs = toy_transformer(), (noise(1, 4, 3, 4, 4), torch.tensor([625.0]), embeds)
     causal.save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(str(tmp_path))) is WanTransformer3DModel
     for kind in (CausalWanTransformer3DModel, WanTransformer3DModel):
         loaded = kind.from_pretrained(tmp_path)
         assert all(map(torch.equal, loaded.state_dict().values(), causal.state_dict().values()))
