@@ -187,8 +187,8 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
             transformer=transformer,
             vae=vae,
             scheduler=scheduler,
-            image_reward=image_reward,
-            video_reward=video_reward,
+            image_reward=as_component(image_reward),
+            video_reward=as_component(video_reward),
         )
         self.register_to_config(
             chunk_frames=chunk_frames,

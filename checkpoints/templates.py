@@ -79,9 +79,10 @@ def _read_source(source: Path, origin: TemplateOrigin) -> tuple[str, str]:
     elif source.is_file():
         return source.name, source.read_text(encoding="utf-8")
     else:
-        names = [str(path) for path in source.rglob(Path(origin.file).name) if str(path).endswith(origin.file)]
+        paths = [path.resolve() for path in source.rglob(Path(origin.file).name)]
+        names = [path for path in paths if path.as_posix().endswith(f"/{origin.file}")]
         if len(names) == 1:
-            return origin.file, Path(names[0]).read_text(encoding="utf-8")
+            return origin.file, names[0].read_text(encoding="utf-8")
     raise ValueError(f"{source} holds {len(names)} files {origin.file}, and one is needed. {origin.how_to_get}")
 
 
