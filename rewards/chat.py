@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from . import loading, qwen2_vl, resizing, vision_input
+from . import loading, qwen2_vl, vision_input
 
 # Qwen2-VL's chat of one turn, with the system message that it has when a conversation names none.
 OPENING = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
@@ -68,22 +68,22 @@ class RewardChat:
                 "another way, or give the rewards another text: `reward_prompt=...`."
             )
 
-    def ask(self, model: "qwen2_vl.Qwen2VLRewardModel", levels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    def ask(self, model: "qwen2_vl.Qwen2VLRewardModel", pixels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """What the model says of B clips, (B, num_outputs) float32: one forward.
 
         Args:
-            levels: (B, F, 3, H, W) in 0 to 255, resized.
+            pixels: (B, F, 3, H, W), resized and normalised.
             prompts: B texts.
         """
         vision = model.config.vision_config
         patches, grids = vision_input.patchify(
-            resizing.normalize(levels.flatten(0, 1)).unflatten(0, levels.shape[:2]),
+            pixels,
             patch_size=vision.patch_size,
             merge_size=vision.spatial_merge_size,
             temporal_patch_size=vision.temporal_patch_size,
         )
-        num_placeholders = len(patches) // len(levels) // vision.spatial_merge_size**2
-        ids, mask = (tensor.to(levels.device) for tensor in self.tokens(prompts, num_placeholders))
+        num_placeholders = len(patches) // len(pixels) // vision.spatial_merge_size**2
+        ids, mask = (tensor.to(pixels.device) for tensor in self.tokens(prompts, num_placeholders))
         return model(ids, mask, patches, grids)
 
     def tokens(self, prompts: Sequence[str], num_placeholders: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -79,8 +79,8 @@ class HPSv3Reward(base.PictureReward):
         size = vision_input.resized_size(
             *frames.shape[-2:], factor=factor, min_pixels=self.num_pixels, max_pixels=self.num_pixels
         )
-        levels = resizing.resize_as_pil(frames[:, 0], *size)[:, None]
-        levels = levels.expand(-1, vision.temporal_patch_size, -1, -1, -1)  # a picture is a clip that stands still
-        mu, log_sigma = self.chat.ask(self.model, levels, prompt).unbind(dim=1)
+        pixels = resizing.normalize(resizing.resize_as_pil(frames[:, 0], *size))[:, None]
+        pixels = pixels.expand(-1, vision.temporal_patch_size, -1, -1, -1)  # a picture is a clip that stands still
+        mu, log_sigma = self.chat.ask(self.model, pixels, prompt).unbind(dim=1)
         sigma = log_sigma.exp()
         return base.RewardOutput(mu - self.confidence * sigma, {"mu": mu, "sigma": sigma})

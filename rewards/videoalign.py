@@ -98,9 +98,10 @@ class VideoAlignReward(base.Reward):
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
         )
-        levels = resizing.resize_as_torchvision(frames.flatten(0, 1), *size).unflatten(0, frames.shape[:2])
+        pixels = resizing.normalize(resizing.resize_as_torchvision(frames.flatten(0, 1), *size))
+        pixels = pixels.unflatten(0, frames.shape[:2])
         parts: dict[str, torch.Tensor] = {}
-        for name, raw in zip(DIMENSIONS, self.chat.ask(self.model, levels, prompt).unbind(dim=1), strict=True):
+        for name, raw in zip(DIMENSIONS, self.chat.ask(self.model, pixels, prompt).unbind(dim=1), strict=True):
             mean, deviation = self.normalization[name]
             parts |= {name: (raw - mean) / deviation, f"{name}_raw": raw}
         return base.RewardOutput(sum(parts[name] for name in self.score), parts)
