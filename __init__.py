@@ -8,6 +8,7 @@ from importlib import import_module
 _EXPORTS = {
     "StreamT1Pipeline": "pipeline_stream_t1",
     "StreamT1PipelineOutput": "pipeline_stream_t1",
+    "StreamChunk": "pipeline_stream_t1",
     "NoCandidateLeftError": "pipeline_stream_t1",
     "CausalWanTransformer3DModel": "models.transformer_causal_wan",
     "StreamingWanDecoder": "models.streaming_decoder",

@@ -14,7 +14,9 @@ Axes: B batch, C channels, F latent frames (or pixel frames), H and W height and
 L text tokens.
 """
 
-from collections.abc import Callable
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,7 +32,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 # its siblings use.
 from .checkpoints.folder import FolderMixin
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
-from .models.pixels import OUTPUT_TYPES, stack, to_output, to_uint8
+from .models.pixels import OUTPUT_TYPES, stack, thumbnail, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
@@ -66,10 +68,10 @@ from .search.noise_propagation import (
     propagate_noise,
     split_evenly,
 )
-from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise, check_prompt_embeds, per_prompt
+from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise
+from .search.request import VideoRequest
 from .search.reward_pruning import fuse_scores, keep_best, normalize_scores, order_by
 from .search.settings import (
-    SearchSettings,
     check_policy,
     policy_config,
     policy_from_config,
@@ -111,6 +113,16 @@ class StreamT1PipelineOutput(BaseOutput):
         if len(self.traces) != 1:
             raise AttributeError(f"`trace` is for one prompt; this output has {len(self.traces)}: use `traces[i]`.")
         return self.traces[0]
+
+
+@dataclass(frozen=True, eq=False)
+class StreamChunk:
+    """A chunk that can change no more."""
+
+    index: int
+    # "np": (F, H, W, 3) float in [0, 1]; "pt": (F, 3, H, W) likewise; "pil": F pictures; "latent": (C, F, h, w)
+    frames: np.ndarray | torch.Tensor | list
+    trace: SearchTrace  # of the search so far; it goes on growing
 
 
 class NoCandidateLeftError(RuntimeError):
@@ -314,13 +326,16 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
         image_reward: RewardFunction | str | bool | None = None,
         video_reward: RewardFunction | str | bool | None = None,
         reward_prompt: str | list[str] | None = None,
+        monitors: dict[str, RewardFunction] | None = None,
         short_weight_cap: float = 0.4,
         score_normalization: str | None = None,
         reward_window: int = 10,
         memory: MemoryPolicy | None = None,
         candidate_seeds: str = "independent",
         final_selection: str = "video_reward",
+        max_lag: int | None = None,
         callback_on_chunk_end: Callable | None = None,
+        trace_thumbnails: bool = False,
     ) -> StreamT1PipelineOutput | tuple:
         """Makes videos.
 
@@ -349,6 +364,8 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
                 chunk, the video reward the last `reward_window` chunks. None: the component; False: none, it scores
                 0; a converted reward's folder or Hub id is loaded for this call.
             reward_prompt: what rewards read, when it is not the prompt.
+            monitors: rewards under names, recorded for the kept candidates (`trace.monitors`) and never searched by.
+                They see the last `reward_window` chunks.
             short_weight_cap: tau, the most that the image reward weighs (paper 3.2).
             score_normalization: "zscore" or "rank" over the candidates of a chunk, each reward by itself.
             reward_window: chunks.
@@ -356,8 +373,11 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
             candidate_seeds: "independent", or "reference": the authors' seeds, which re-use some.
             final_selection: order of the last beams: by "video_reward" on the whole video, or by "score", the last
                 chunk's. Without a video reward it is the score.
+            max_lag: chunks after which all beams must agree with the best: those that do not are dropped, so that a
+                stream is never further behind. None: they need not.
             callback_on_chunk_end: `f(pipe, chunk_index, {"candidates": [...], "kept": [...]}) -> dict or None`.
                 `kept` are indices into `candidates`, best first; a returned `kept` replaces the choice.
+            trace_thumbnails: keep a small picture of every candidate in the trace.
 
         Returns:
             `StreamT1PipelineOutput`. After Ctrl-C or an interrupt: the finished chunks, of the prompts that have some.
@@ -366,98 +386,149 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
             ValueError, TypeError: an argument that can't be, before any work.
             NoCandidateLeftError: all candidates of a chunk were lost.
         """
-        settings = SearchSettings(
-            num_beams=num_beams,
-            num_candidates=num_candidates,
-            noise_correlation=noise_correlation,
-            short_weight_cap=short_weight_cap,
-            score_normalization=score_normalization,
-            reward_window=reward_window,
-            candidate_seeds=candidate_seeds,
-            final_selection=final_selection,
-            num_videos_per_prompt=num_videos_per_prompt,
-        )
-        memory = policy_from_config(self.config.memory) if memory is None else memory
-        image_reward = resolve_reward("image_reward", image_reward, self.image_reward, self._execution_device)
-        video_reward = resolve_reward("video_reward", video_reward, self.video_reward, self._execution_device)
-        height = self.config.default_height if height is None else height
-        width = self.config.default_width if width is None else width
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        tensor_inputs = ("latents",)
-        if callback_on_step_end_tensor_inputs is not None:
-            tensor_inputs = tuple(callback_on_step_end_tensor_inputs)
-        self.check_inputs(prompt, prompt_embeds, height, width, num_frames, memory, output_type, tensor_inputs)
-        num_prompts = 1 if isinstance(prompt, str) else len(prompt if prompt is not None else prompt_embeds)
-        words = prompt if reward_prompt is None else reward_prompt
-        reward_prompts = per_prompt("reward_prompt", words, str, num_prompts)
-        generators = per_prompt("generator", generator, torch.Generator, num_prompts)
-        for name, reward in (("image_reward", image_reward), ("video_reward", video_reward)):
-            check_readable(name, reward, None not in reward_prompts, self.vae is not None)
-            check_request(reward, [text or "" for text in reward_prompts], num_beams)
-            if reward is None and num_beams * num_candidates > 1:
-                logger.warning(f"There is no `{name}`: it scores 0.")
-
-        device = self._execution_device
-        self._num_timesteps = self._set_timesteps(num_inference_steps, sigmas, device)
-        sink_frames = policy_sink_frames(memory, self.config.sink_frames)
-        plan = SearchPlan(
-            settings=settings,
-            policy=memory,
-            image_reward=image_reward,
-            video_reward=video_reward,
-            num_chunks=self.geometry.num_chunks(num_frames),
-            latent_shape=self._chunk_shape(height, width),
-            sink_frames=sink_frames,
-            rolling_frames=self.config.window_frames - sink_frames,
-            levels=(*self.scheduler.levels, 0.0),
-            timesteps=self.scheduler.timesteps,
-            device=device,
-            dtype=self.transformer.dtype,
-            has_pixels=output_type != "latent" or image_reward is not None or video_reward is not None,
-            attention_kwargs=attention_kwargs,
-            callback_on_step_end=callback_on_step_end,
-            callback_tensor_inputs=tensor_inputs,
-            callback_on_chunk_end=callback_on_chunk_end,
-        )
-        check_noise(latents, plan, num_prompts)
-        self._interrupt, self._attention_kwargs, self._current_timestep = False, attention_kwargs, None
-
-        if prompt_embeds is None:
-            prompt_embeds = self.encode_prompt(prompt, max_sequence_length, device)
-        prompt_embeds = prompt_embeds.to(device, plan.dtype)
-        numbers = ("chunk_frames", "window_frames", "sink_frames")
-        config = {**{name: self.config[name] for name in numbers}, "levels": list(plan.levels[:-1])}
-        config |= {"height": height, "width": width, "num_frames": num_frames, **settings.as_config(memory)}
-        searches = [
-            PromptSearch(
-                plan=plan,
-                prompt_embeds=prompt_embeds[row : row + 1],
-                prompt_memory=PromptMemory(),
-                reward_prompt=reward_prompts[row] or "",
-                noise=None if latents is None else latents[row],
-                trace=SearchTrace(
-                    config={"prompt": reward_prompts[row], **config},
-                    seed=base_seed(generators[row], candidate_seeds),
-                    fps=float(self.config.fps),
-                    version=__version__,
-                    chunks=[],
-                ),
-                beams=[Beam(ChunkMemory())],
-            )
-            for row in range(num_prompts)
-        ]
+        arguments = {name: value for name, value in locals().items() if name != "self"}
+        request = VideoRequest(**arguments)
+        searches = self._searches(request, self._plan(request))
         try:
             self._run(searches)
         except NoCandidateLeftError as error:
             error.frames = _videos(searches, output_type)
             raise
         finally:
-            self._current_timestep = None
-            self.maybe_free_model_hooks()
+            self._end(searches)
         traces = [search.trace for search in searches if search.trace.chunks]
         frames = _videos(searches, output_type)
         return StreamT1PipelineOutput(frames=frames, traces=traces) if return_dict else (frames, traces)
+
+    def stream(self, *args: object, horizon: int | None = None, **arguments: object) -> Iterator[StreamChunk]:
+        """Makes one video and gives its chunks as soon as they can change no more.
+
+        With one beam a chunk is given as soon as it is made; with several, when all kept beams share it, which
+        `max_lag` forces. What is given, one after the other, is what `__call__` returns for the same arguments.
+        Closing the generator, or leaving the loop over it, frees all that the search held.
+
+        Args:
+            args, arguments: those of `__call__`, for one prompt and one video. `num_frames=None` is an endless
+                stream: it needs a memory policy with relative positions, and keeps neither the chunks that it has
+                given away nor their records, but for the last `horizon`.
+            horizon: chunks that the search of an endless stream counts on, the N of unit 2.
+
+        Returns:
+            A generator of `StreamChunk`. Set `pipe._interrupt = True` in a callback, and it gives what is finished
+            and ends.
+
+        Raises:
+            ValueError, TypeError: as `__call__`, at once and not with the first chunk.
+            NoCandidateLeftError: all candidates of a chunk were lost; its `frames` are those not yet given.
+        """
+        call = inspect.signature(self.__call__).bind(*args, **arguments)
+        call.apply_defaults()
+        request = VideoRequest(**call.arguments, horizon=horizon)
+        request.check_stream()
+        return self._stream(request, self._plan(request))
+
+    @torch.no_grad()
+    def _stream(self, request: VideoRequest, plan: SearchPlan) -> Iterator[StreamChunk]:
+        (search,) = searches = self._searches(request, plan)
+        num_given = 0
+        try:
+            with self._progress_bar(None if plan.is_endless else plan.num_chunks, desc="chunks") as progress:
+                while self._advance(search):
+                    progress.update()
+                    if plan.is_last(search.chunk_index - 1):
+                        self._finish(search)
+                        break
+                    for index in range(num_given, search.num_settled(num_given)):
+                        num_given = index + 1
+                        yield _stream_chunk(search, search.beams[0], index, request.output_type)
+                    search.forget(num_given)
+            search.settle_by_score()
+            for index in range(num_given, search.chunk_index):
+                yield _stream_chunk(search, search.best_beams()[0], index, request.output_type)
+        except NoCandidateLeftError as error:
+            search.settle_by_score()
+            error.frames = _videos(searches, request.output_type, num_given)
+            raise
+        finally:
+            self._end(searches)
+
+    def _plan(self, request: VideoRequest) -> SearchPlan:
+        """What the searches have in common, after all checks that come before any work.
+
+        Raises:
+            ValueError, TypeError: an argument that can't be; the message says what can.
+        """
+        settings, device = request.settings(), self._execution_device
+        memory = policy_from_config(self.config.memory) if request.memory is None else request.memory
+        image_reward = resolve_reward("image_reward", request.image_reward, self.image_reward, device)
+        video_reward = resolve_reward("video_reward", request.video_reward, self.video_reward, device)
+        height = self.config.default_height if request.height is None else request.height
+        width = self.config.default_width if request.width is None else request.width
+        self.check_inputs(request, memory, height, width)
+        rewards = {"image_reward": image_reward, "video_reward": video_reward}
+        watched = {f"monitors[{name!r}]": reward for name, reward in (request.monitors or {}).items()}
+        for name, reward in (rewards | watched).items():
+            check_readable(name, reward, None not in request.reward_prompts(), self.vae is not None)
+            check_request(reward, [text or "" for text in request.reward_prompts()], settings.num_beams)
+            if reward is None and settings.num_beams * settings.num_candidates > 1:
+                logger.warning(f"There is no `{name}`: it scores 0.")
+        self._num_timesteps = self._set_timesteps(request.num_inference_steps, request.sigmas, device)
+        num_chunks = request.horizon
+        if num_chunks is None:
+            num_chunks = self.geometry.num_chunks(request.num_frames)
+        is_seen = image_reward is not None or video_reward is not None or bool(watched) or request.trace_thumbnails
+        plan = SearchPlan(
+            settings=settings,
+            policy=memory,
+            image_reward=image_reward,
+            video_reward=video_reward,
+            monitors=request.monitors or {},
+            num_frames=request.num_frames,
+            num_chunks=num_chunks,
+            size=(height, width),
+            latent_shape=self._chunk_shape(height, width),
+            window_frames=self.config.window_frames,
+            sink_frames=policy_sink_frames(memory, self.config.sink_frames),
+            levels=(*self.scheduler.levels, 0.0),
+            timesteps=self.scheduler.timesteps,
+            device=device,
+            dtype=self.transformer.dtype,
+            has_pixels=request.output_type != "latent" or is_seen,
+            has_thumbnails=request.trace_thumbnails,
+            attention_kwargs=request.attention_kwargs,
+            callback_on_step_end=request.callback_on_step_end,
+            callback_tensor_inputs=request.callback_tensor_inputs,
+            callback_on_chunk_end=request.callback_on_chunk_end,
+        )
+        check_noise(request.latents, plan, request.num_prompts)
+        return plan
+
+    def _searches(self, request: VideoRequest, plan: SearchPlan) -> list[PromptSearch]:
+        """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
+        self._interrupt, self._attention_kwargs, self._current_timestep = False, plan.attention_kwargs, None
+        prompt_embeds = request.prompt_embeds
+        if prompt_embeds is None:
+            prompt_embeds = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
+        prompt_embeds = prompt_embeds.to(plan.device, plan.dtype)
+        reward_prompts, generators = request.reward_prompts(), request.generators()
+        return [
+            PromptSearch(
+                plan=plan,
+                prompt_embeds=prompt_embeds[row : row + 1],
+                prompt_memory=PromptMemory(),
+                reward_prompt=reward_prompts[row] or "",
+                noise=None if request.latents is None else request.latents[row],
+                trace=SearchTrace(
+                    config={"prompt": reward_prompts[row], **plan.as_config()},
+                    seed=base_seed(generators[row], plan.settings.candidate_seeds),
+                    fps=float(self.config.fps),
+                    version=__version__,
+                    chunks=[],
+                ),
+                beams=[Beam(ChunkMemory())],
+            )
+            for row in range(request.num_prompts)
+        ]
 
     def _run(self, searches: list[PromptSearch]) -> None:
         """The searches one after the other. Ctrl-C and interrupts end them with the chunks that are finished."""
@@ -465,37 +536,48 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
             try:
                 for search in searches:
                     for _ in range(search.plan.num_chunks):
-                        if self._interrupt or not self._advance(search):
+                        if not self._advance(search):
                             return
                         progress.update()
-                    search.release()
-                    search.trace = replace(search.trace, final=self._order_beams(search))
+                    self._finish(search)
             except KeyboardInterrupt:
-                num_chunks = sum(len(search.trace.chunks) for search in searches)
+                num_chunks = sum(search.chunk_index for search in searches)
                 if num_chunks == 0:
                     raise
                 logger.warning(f"Interrupted: the {num_chunks} finished chunks are returned.")
             finally:
                 for search in searches:
-                    search.release()
-                    if search.trace.final is None:  # no more work is done for what was interrupted
-                        search.trace = replace(search.trace, final=order_by("score", [b.score for b in search.beams]))
+                    search.settle_by_score()
+
+    def _finish(self, search: PromptSearch) -> None:
+        """Orders the beams of a whole video."""
+        search.release()
+        search.trace = replace(search.trace, final=self._order_beams(search))
+
+    def _end(self, searches: list[PromptSearch]) -> None:
+        """Lets go of what a call held, however it ended."""
+        for search in searches:
+            search.release()
+        self._current_timestep = None
+        self.maybe_free_model_hooks()
 
     def _advance(self, search: PromptSearch) -> bool:
         """One chunk: beams to candidates to beams. False when interrupted before it was finished."""
         plan, work = search.plan, ChunkWork()
-        candidates = self._propose(search, work)
+        candidates = None if self._interrupt else self._propose(search, work)
         if candidates is None:
             return False
-        if plan.has_reward:
+        if plan.decodes_all:
             candidates = self._decode(search, candidates, alive_indices(candidates), work)
         candidates = self._score(search, candidates, work)
-        kept = keep_best([candidate.score for candidate in candidates], plan.settings.num_beams)
+        ranked = keep_best([candidate.score for candidate in candidates], len(candidates))
+        kept = search.agreeing(candidates, ranked)[: plan.settings.num_beams]
         if kept and plan.callback_on_chunk_end is not None:
             state = {"candidates": candidates, "kept": kept}
             answer = (plan.callback_on_chunk_end(self, search.chunk_index, state) or {}).get("kept")
             kept = kept if answer is None else check_kept(answer, candidates, plan.settings.num_beams)
-        if plan.has_pixels and not plan.has_reward:
+            kept = search.agreeing(candidates, kept)
+        if plan.has_pixels and not plan.decodes_all:
             candidates = self._decode(search, candidates, kept, work)
             kept = [index for index in kept if candidates[index].lost is None]
         if not kept:
@@ -505,19 +587,20 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
                 f"{lost}. The chunks before are in this error's `frames` and `trace`.",
                 search.trace,
             )
-        records = [CandidateTrace.of(c, kept=index in kept) for index, c in enumerate(candidates)]
+        thumbnails = [thumbnail(c.frames) if plan.has_thumbnails and c.lost is None else None for c in candidates]
+        records = [CandidateTrace.of(c, i in kept, thumbnails[i]) for i, c in enumerate(candidates)]
         survivors = [candidates[index] for index in kept]
         state = candidates = None  # the losers' decoder states go before the clean pass needs the room
+        monitored = self._watch(search, survivors, work)
         search.beams, evicted = self._commit(search, survivors, work)
-        search.trace.chunks.append(
-            ChunkTrace(
-                fusion_weight=plan.fusion_weight(search.chunk_index),
-                candidates=records,
-                evicted=evicted,
-                sinks=[[sink.start_frame for sink in beam.memory.sinks] for beam in search.beams],
-                work=work,
-            )
+        record = ChunkTrace(
+            fusion_weight=plan.fusion_weight(search.chunk_index),
+            candidates=records,
+            evicted=evicted,
+            sinks=[[sink.start_frame for sink in beam.memory.sinks] for beam in search.beams],
+            work=work,
         )
+        search.finish_chunk(record, monitored)
         return True
 
     def _propose(self, search: PromptSearch, work: ChunkWork) -> list[Candidate] | None:
@@ -621,13 +704,9 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
             alive = alive_indices(scored)
             results = [RewardScore(0.0)] * len(alive)
             if reward is not None and alive:
-                clips = [
-                    torch.cat((*newest(search.beams[scored[i].parent].frames, num_past), scored[i].frames))
-                    for i in alive
-                ]
-                work.frames_scored += sum(map(len, clips))
+                clips = _clips(search, [scored[index] for index in alive], num_past)
+                work.frames_scored += clips.shape[0] * clips.shape[1]
                 with work.timed("reward", plan.device):
-                    clips = torch.stack(clips)
                     results = score_clips(reward, clips, search.reward_prompt, search.trace.fps, name=f"{kind}_reward")
             for index, result in zip(alive, results, strict=True):
                 if result.gated is not None:
@@ -647,6 +726,25 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
             scored[index] = replace(candidate, score=score, route=route)
         return scored
 
+    def _watch(
+        self, search: PromptSearch, survivors: list[Candidate], work: ChunkWork
+    ) -> dict[str, list[float | None]]:
+        """What the monitors, and their parts, say of the kept candidates' windows. Nothing is decided by it."""
+        plan, monitored = search.plan, {}
+        for name, monitor in plan.monitors.items():
+            with work.timed("monitor", plan.device):
+                clips = _clips(search, survivors, plan.settings.reward_window - 1)
+                results = score_clips(
+                    monitor, clips, search.reward_prompt, search.trace.fps, name=f"monitors[{name!r}]"
+                )
+            monitored[name] = [result.score for result in results]
+            for part in {part: None for result in results for part in result.parts}:
+                monitored[f"{name}.{part}"] = [result.parts.get(part) for result in results]
+            for index, result in enumerate(results):
+                if result.problem is not None:
+                    logger.warning(f"Chunk {search.chunk_index}: beam {index} is not monitored, {result.problem}.")
+        return monitored
+
     def _commit(
         self, search: PromptSearch, survivors: list[Candidate], work: ChunkWork
     ) -> tuple[list[Beam], list[EvictionTrace]]:
@@ -654,7 +752,7 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
         plan = search.plan
         beams = [candidate.extend(search.beams[candidate.parent]) for candidate in survivors]
         evicted: list[EvictionTrace] = []
-        if search.chunk_index == plan.num_chunks - 1:
+        if plan.is_last(search.chunk_index):
             return [replace(beam, decoder_state=None) for beam in beams], evicted
         for parent_index, parent in enumerate(search.beams):
             rows = [row for row, candidate in enumerate(survivors) if candidate.parent == parent_index]
@@ -731,49 +829,32 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
         embeds = self.text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
         return embeds.masked_fill(mask[..., None] == 0, 0.0).to(device)
 
-    def check_inputs(
-        self,
-        prompt: str | list[str] | None,
-        prompt_embeds: torch.Tensor | None,
-        height: int,
-        width: int,
-        num_frames: int,
-        memory: MemoryPolicy,
-        output_type: str,
-        callback_tensor_inputs: tuple[str, ...],
-    ) -> None:
+    def check_inputs(self, request: VideoRequest, memory: MemoryPolicy, height: int, width: int) -> None:
         """
         Raises:
             ValueError, TypeError: what is asked for can't be made; the message says what can.
         """
-        if (prompt is None) == (prompt_embeds is None):
-            both = "neither `prompt` nor `prompt_embeds`" if prompt is None else "both `prompt` and `prompt_embeds`"
-            raise ValueError(f"Got {both}; give one of them.")
-        texts = [prompt] if isinstance(prompt, str) else prompt
-        if prompt is not None and not (isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)):
-            raise TypeError(f"`prompt` is {prompt!r}; it must be a string, or a list of one or more strings.")
-        if prompt is not None and (self.text_encoder is None or self.tokenizer is None):
-            raise ValueError("`prompt` needs a text encoder and a tokenizer; without them give `prompt_embeds`.")
         if self.transformer is None:
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
-        if prompt is None:
-            check_prompt_embeds(prompt_embeds, self.transformer.config.text_dim)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
-        if output_type != "latent" and self.vae is None:
-            raise ValueError(f'`output_type` is {output_type!r}, and this pipeline has no VAE; use "latent".')
-        if not set(callback_tensor_inputs) <= set(self._callback_tensor_inputs):
+        request.check_prompt(None not in (self.text_encoder, self.tokenizer), self.transformer.config.text_dim)
+        request.check_monitors()
+        if request.output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {request.output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
+        if request.output_type != "latent" and self.vae is None:
+            raise ValueError(f'`output_type` is {request.output_type!r}, and this pipeline has no VAE; use "latent".')
+        if not set(request.callback_tensor_inputs) <= set(self._callback_tensor_inputs):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` is {list(callback_tensor_inputs)}; it may name "
+                f"`callback_on_step_end_tensor_inputs` is {list(request.callback_tensor_inputs)}; it may name "
                 f"{self._callback_tensor_inputs}."
             )
         check_policy(memory)
         geometry = self.geometry
         geometry.check_size(height, width)
-        geometry.check_num_frames(num_frames)
         geometry.check_window(policy_sink_frames(memory, self.config.sink_frames))
+        if request.horizon is None:
+            geometry.check_num_frames(request.num_frames)
         if policy_positions(memory) == "absolute":
-            geometry.check_absolute_positions(num_frames, type(memory).__name__)
+            geometry.check_absolute_positions(request.num_frames, type(memory).__name__)
 
     def _chunk_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
         """C, F, h and w of one chunk's latents."""
@@ -787,20 +868,32 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
         self.scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas)
         return len(self.scheduler.timesteps)
 
-    def _progress_bar(self, total: int, **defaults: str | bool) -> object:
-        """diffusers' progress bar; what the user configured goes before `defaults`."""
+    def _progress_bar(self, total: int | None, **defaults: str | bool) -> object:
+        """diffusers' progress bar, endless if `total` is None; what the user configured goes before `defaults`."""
         configured = getattr(self, "_progress_bar_config", {})
         self._progress_bar_config = {**defaults, **configured}
         try:
-            return self.progress_bar(total=total)
+            return self.progress_bar(itertools.count()) if total is None else self.progress_bar(total=total)
         finally:
             self._progress_bar_config = configured
 
 
-def _videos(searches: list[PromptSearch], output_type: str) -> np.ndarray | torch.Tensor | list:
+def _clips(search: PromptSearch, candidates: list[Candidate], num_past: int) -> torch.Tensor:
+    """The candidates' chunks after so many of their beams': (B, F, 3, H, W) uint8."""
+    past = [newest(search.beams[candidate.parent].frames, num_past) for candidate in candidates]
+    return torch.stack([torch.cat((*frames, c.frames)) for frames, c in zip(past, candidates, strict=True)])
+
+
+def _videos(searches: list[PromptSearch], output_type: str, first_chunk: int = 0) -> np.ndarray | torch.Tensor | list:
     """The best beams' videos in the form that was asked for; prompts without a finished chunk have none."""
-    searches = [search for search in searches if search.trace.chunks]
+    searches = [search for search in searches if search.chunk_index > first_chunk]
     beams = [beam for search in searches for beam in search.best_beams()]
     if output_type == "latent":
-        return stack([torch.cat(beam.latents, dim=1) for beam in beams])
-    return to_output([torch.cat(beam.frames) for beam in beams], output_type)
+        return stack([torch.cat(beam.latents[first_chunk:], dim=1) for beam in beams])
+    return to_output([torch.cat(beam.frames[first_chunk:]) for beam in beams], output_type)
+
+
+def _stream_chunk(search: PromptSearch, beam: Beam, index: int, output_type: str) -> StreamChunk:
+    if output_type == "latent":
+        return StreamChunk(index, beam.latents[index], search.trace)
+    return StreamChunk(index, to_output([beam.frames[index]], output_type)[0], search.trace)

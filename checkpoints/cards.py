@@ -71,7 +71,7 @@ The weights were found in {conversion.layout}; every key is accounted for.
 
 {_license(generator, license_on_hub)}
 """
-    return model_card(
+    return pipeline_card(
         text,
         base_model=[generator.hub_id, base],
         license=license_on_hub or generator.license,
@@ -79,7 +79,7 @@ The weights were found in {conversion.layout}; every key is accounted for.
     )
 
 
-def model_card(text: str, **metadata: str | list[str]) -> ModelCard:
+def pipeline_card(text: str, **metadata: str | list[str]) -> ModelCard:
     """A card whose front matter says that diffusers makes videos of text with the model."""
     data = ModelCardData(library_name="diffusers", pipeline_tag="text-to-video", **metadata)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")

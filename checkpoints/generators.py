@@ -20,7 +20,7 @@ from .folder import model_index, write_code
 from .layouts import GENERATORS, WAN_BASE, Generator
 from .lora import Lora, merge_lora, open_lora, write_lora
 from .reading import Checkpoint, TensorInfo, check_keys, open_checkpoint
-from .sources import Source, file_sha256, find_file, find_folder
+from .sources import Source, file_sha256, find_file, find_folder, is_hub_id
 from .wan import WanLayout, choose_wan_layout
 from .writing import DIFFUSERS_STEM, WrittenWeights, check_free_space, new_folder, write_shards
 
@@ -190,11 +190,11 @@ def _plan(
 
 def _find_checkpoint(given: str | Path) -> tuple[Source, Path]:
     """A checkpoint, and where its weights are: the file itself, or the transformer's folder in a diffusers folder."""
-    if Path(given).is_file() or (":" in str(given) and not Path(given).exists()):
-        source = find_file(given)
-        return source, source.path
-    source = find_folder(given, [*PATTERNS, "transformer/*.safetensors", "transformer/*.json"])
-    return source, source.path / "transformer"
+    if Path(given).is_dir() or (not Path(given).exists() and is_hub_id(given)):
+        source = find_folder(given, [*PATTERNS, "transformer/*.safetensors", "transformer/*.json"])
+        return source, source.path / "transformer"
+    source = find_file(given)
+    return source, source.path
 
 
 def _with_configured_window(generator: Generator, config: Mapping[str, object]) -> Generator:
@@ -214,11 +214,12 @@ def _write_transformer(folder: Path, plan: _Plan, lora: Lora | None) -> WrittenW
     def read(keys: list[str]) -> dict[str, torch.Tensor]:
         originals = [plan.layout.keys[key] for key in keys]
         held = plan.checkpoint.read(originals, dict_name=plan.layout.dict_name)
+        matrices = {} if lora is None else lora.matrices(keys)
         tensors = {}
         for key, original in zip(keys, originals, strict=True):
-            tensor = held.pop(original)
-            if lora is not None and key in lora.keys:
-                tensor = merge_lora(tensor.float(), *lora.matrices(key), lora.scale(key))
+            tensor = held[original]
+            if key in matrices:
+                tensor = merge_lora(tensor, *matrices[key], lora.scale(key))
             tensors[key] = tensor.to(plan.infos[key].dtype)
         return tensors
 

@@ -1,7 +1,7 @@
 """LoRA adapters in PEFT's key layout: merged into the weights they belong to, or written for `load_lora_weights`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,11 @@ class Lora:
     def scale(self, weight: str) -> float:
         return 1.0 if self.alpha is None else self.alpha / self.rank(weight)
 
-    def matrices(self, weight: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """A (rank, in) and B (out, rank), in the checkpoint's dtype."""
-        down, up = self.keys[weight]
-        read = self.checkpoint.read((down, up), dict_name=self.dict_name)
-        return read[down], read[up]
+    def matrices(self, weights: Iterable[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """A (rank, in) and B (out, rank) of those weights that the adapter changes, mapped from its file."""
+        keys = {weight: self.keys[weight] for weight in weights if weight in self.keys}
+        read = self.checkpoint.read((key for pair in keys.values() for key in pair), dict_name=self.dict_name)
+        return {weight: (read[down], read[up]) for weight, (down, up) in keys.items()}
 
     def __str__(self) -> str:
         ranks = sorted({self.rank(weight) for weight in self.keys})

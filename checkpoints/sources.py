@@ -20,6 +20,11 @@ class Source:
     hub_id: str | None = None
 
 
+def is_hub_id(given: str | Path) -> bool:
+    """Whether it has the form `org/name`."""
+    return re.fullmatch(HUB_ID, str(given)) is not None
+
+
 def find_file(given: str | Path) -> Source:
     """A checkpoint file: a path, or `hub_id:file` to be downloaded.
 
@@ -48,7 +53,7 @@ def find_folder(given: str | Path, patterns: list[str]) -> Source:
     path = Path(given)
     if path.is_dir():
         return Source(path, path.resolve().name)
-    if path.exists() or re.fullmatch(HUB_ID, str(given)) is None:
+    if path.exists() or not is_hub_id(given):
         raise FileNotFoundError(f"There is no folder {given}. Give a folder, or a model on the Hub as `org/name`.")
     try:
         return Source(Path(snapshot_download(str(given), allow_patterns=patterns)), str(given), str(given))

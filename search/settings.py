@@ -32,10 +32,13 @@ class SearchSettings:
     candidate_seeds: Literal["independent", "reference"] = "independent"
     final_selection: Literal["video_reward", "score"] = "video_reward"
     num_videos_per_prompt: int = 1
+    max_lag: int | None = None  # chunks after which the beams must agree
 
     def __post_init__(self) -> None:
         for name in ("num_beams", "num_candidates", "reward_window", "num_videos_per_prompt"):
             geometry.check_whole_number(name, getattr(self, name), least=1)
+        if self.max_lag is not None:
+            geometry.check_whole_number("max_lag", self.max_lag, least=0)
         if self.num_videos_per_prompt > self.num_beams:
             raise ValueError(
                 f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and only `num_beams`, {self.num_beams}, "

@@ -128,7 +128,7 @@ def test_stages_are_timed(toy_pipeline, embeds):
     trace = toy_pipeline(prompt_embeds=embeds, num_frames=33, **REWARDS).trace
     elapsed = time.perf_counter() - begin
     seconds = [sum(chunk.work.seconds.values()) for chunk in trace.chunks]
-    assert set(trace.chunks[0].work.seconds) == {"denoise", "clean_pass", "decode", "reward"}
+    assert set(trace.chunks[0].work.seconds) == {"denoise", "clean_pass", "decode", "reward", "monitor"}
     assert 0.3 * elapsed < sum(seconds) < elapsed
 
 
