@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
 # its siblings use.
 from .checkpoints.folder import FolderMixin
+from .models.hooks import HooksMixin
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
 from .models.pixels import OUTPUT_TYPES, stack, thumbnail, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401
@@ -139,7 +140,7 @@ class NoCandidateLeftError(RuntimeError):
         self.frames: np.ndarray | torch.Tensor | list = []
 
 
-class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
+class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoaderMixin):
     """Text to video, chunk by chunk, with a search over candidates at every chunk.
 
     Every component may be None where a call does not need it: `text_encoder` and `tokenizer` with `prompt_embeds`,
@@ -477,6 +478,9 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
         if num_chunks is None:
             num_chunks = self.geometry.num_chunks(request.num_frames)
         is_seen = image_reward is not None or video_reward is not None or bool(watched) or request.trace_thumbnails
+        has_pixels = request.output_type != "latent" or is_seen
+        if has_pixels:
+            StreamingWanDecoder(self.vae).check()
         plan = SearchPlan(
             settings=settings,
             policy=memory,
@@ -493,7 +497,7 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
             timesteps=self.scheduler.timesteps,
             device=device,
             dtype=self.transformer.dtype,
-            has_pixels=request.output_type != "latent" or is_seen,
+            has_pixels=has_pixels,
             has_thumbnails=request.trace_thumbnails,
             attention_kwargs=request.attention_kwargs,
             callback_on_step_end=request.callback_on_step_end,
