@@ -31,15 +31,34 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
 # its siblings use.
 from .checkpoints.folder import FolderMixin
+from .models.hooks import HooksMixin
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
 from .models.pixels import OUTPUT_TYPES, stack, thumbnail, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
-from .rewards.base import as_component
-from .rewards.scoring import RewardFunction, RewardScore, check_readable, resolve_reward, score_clips
+from .rewards.base import Reward, as_component
+from .rewards.chat import RewardChat  # noqa: F401
+from .rewards.clip import CLIPScoreReward  # noqa: F401
+from .rewards.combining import WeightedReward  # noqa: F401
+from .rewards.consistency import SubjectConsistencyReward  # noqa: F401
+from .rewards.hpsv3 import HPSv3Reward  # noqa: F401
+from .rewards.loading import ConvertedFolder  # noqa: F401
+from .rewards.pixel_statistics import ChunkSeamReward  # noqa: F401
+from .rewards.qwen2_vl import Qwen2VLRewardModel  # noqa: F401
+from .rewards.resizing import resize_as_pil  # noqa: F401
+from .rewards.scoring import (
+    RewardFunction,
+    RewardScore,
+    check_readable,
+    check_request,
+    resolve_reward,
+    score_clips,
+)
+from .rewards.videoalign import VideoAlignReward  # noqa: F401
+from .rewards.vision_input import sampled_indices  # noqa: F401
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
-from .search.beam import Beam, Candidate, alive_indices, lose, newest
+from .search.beam import Beam, Candidate, alive_indices, lose, newest, set_aside
 from .search.geometry import VideoGeometry, check_chunk_multiple, check_whole_number
 from .search.memory_sinking import MemoryPolicy, decided_route, make_room
 from .search.noise_propagation import (
@@ -121,7 +140,7 @@ class NoCandidateLeftError(RuntimeError):
         self.frames: np.ndarray | torch.Tensor | list = []
 
 
-class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
+class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoaderMixin):
     """Text to video, chunk by chunk, with a search over candidates at every chunk.
 
     Every component may be None where a call does not need it: `text_encoder` and `tokenizer` with `prompt_embeds`,
@@ -134,7 +153,8 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
         transformer: Wan 2.1 text-to-video, distilled for few steps and causal chunks.
         vae: of Wan 2.1, or of its layout.
         scheduler: few-step flow matching, or a stock flow-match scheduler.
-        image_reward, video_reward: what a call uses when it names none: `reward(frames, prompt, fps)`.
+        image_reward, video_reward: what a call uses when it names none: `reward(frames, prompt, fps)`, or the folder
+            or Hub id of a converted reward.
         chunk_frames: latent frames that are denoised together.
         window_frames: latent frames of context, the first sink and the current chunk included.
         sink_frames: latent frames at the beginning of the video that never leave.
@@ -157,8 +177,8 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
         transformer: WanTransformer3DModel | CausalWanTransformer3DModel | None,
         vae: AutoencoderKLWan | None,
         scheduler: SchedulerMixin,
-        image_reward: Callable | None = None,  # no narrower: diffusers checks what it loads against these types
-        video_reward: Callable | None = None,
+        image_reward: Callable | str | None = None,  # no narrower: diffusers checks what it loads against these types
+        video_reward: Callable | str | None = None,
         chunk_frames: int = 3,
         window_frames: int = 12,
         sink_frames: int = 3,
@@ -180,8 +200,8 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
             transformer=transformer,
             vae=vae,
             scheduler=scheduler,
-            image_reward=image_reward,
-            video_reward=video_reward,
+            image_reward=as_component(image_reward),
+            video_reward=as_component(video_reward),
         )
         self.register_to_config(
             chunk_frames=chunk_frames,
@@ -253,6 +273,34 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
     def attention_kwargs(self) -> dict[str, float] | None:
         return self._attention_kwargs
 
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        super().enable_model_cpu_offload(gpu_id, device)
+        self._offload_rewards(self._offload_device)
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        super().enable_sequential_cpu_offload(gpu_id, device)
+        self._offload_rewards(self._offload_device)
+
+    def enable_group_offload(
+        self,
+        onload_device: torch.device,
+        *args: object,
+        exclude_modules: str | list[str] | None = None,
+        **kwargs: object,
+    ) -> None:
+        excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or [])
+        excluded += [name for name in self._exclude_from_cpu_offload if name not in excluded]
+        super().enable_group_offload(onload_device, *args, exclude_modules=excluded, **kwargs)
+        self._offload_rewards(torch.device(onload_device))
+
+    def _offload_rewards(self, device: torch.device) -> None:
+        """Rewards move whole: to the device for a call, and back to the CPU after it."""
+        for reward in (self.image_reward, self.video_reward):
+            if isinstance(reward, Reward):
+                reward.offload(device)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -276,8 +324,8 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
         num_beams: int = 2,
         num_candidates: int = 2,
         noise_correlation: float = -0.1,
-        image_reward: RewardFunction | bool | None = None,
-        video_reward: RewardFunction | bool | None = None,
+        image_reward: RewardFunction | str | bool | None = None,
+        video_reward: RewardFunction | str | bool | None = None,
         reward_prompt: str | list[str] | None = None,
         monitors: dict[str, RewardFunction] | None = None,
         short_weight_cap: float = 0.4,
@@ -314,7 +362,8 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
             noise_correlation: beta, between a candidate's noise and its beam's last noise (paper 3.1).
             image_reward, video_reward: `reward(frames, prompt, fps)` with frames (B, F, 3, H, W) in [0, 1], B texts
                 and frames per second, gives a float tensor (B,) or a `RewardOutput`. The image reward sees the new
-                chunk, the video reward the last `reward_window` chunks. None: the component; False: none, it scores 0.
+                chunk, the video reward the last `reward_window` chunks. None: the component; False: none, it scores
+                0; a converted reward's folder or Hub id is loaded for this call.
             reward_prompt: what rewards read, when it is not the prompt.
             monitors: rewards under names, recorded for the kept candidates (`trace.monitors`) and never searched by.
                 They see the last `reward_window` chunks.
@@ -410,10 +459,10 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
         Raises:
             ValueError, TypeError: an argument that can't be; the message says what can.
         """
-        settings = request.settings()
+        settings, device = request.settings(), self._execution_device
         memory = policy_from_config(self.config.memory) if request.memory is None else request.memory
-        image_reward = resolve_reward("image_reward", request.image_reward, self.image_reward)
-        video_reward = resolve_reward("video_reward", request.video_reward, self.video_reward)
+        image_reward = resolve_reward("image_reward", request.image_reward, self.image_reward, device)
+        video_reward = resolve_reward("video_reward", request.video_reward, self.video_reward, device)
         height = self.config.default_height if request.height is None else request.height
         width = self.config.default_width if request.width is None else request.width
         self.check_inputs(request, memory, height, width)
@@ -421,14 +470,17 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
         watched = {f"monitors[{name!r}]": reward for name, reward in (request.monitors or {}).items()}
         for name, reward in (rewards | watched).items():
             check_readable(name, reward, None not in request.reward_prompts(), self.vae is not None)
+            check_request(reward, [text or "" for text in request.reward_prompts()], settings.num_beams)
             if reward is None and settings.num_beams * settings.num_candidates > 1:
                 logger.warning(f"There is no `{name}`: it scores 0.")
-        device = self._execution_device
         self._num_timesteps = self._set_timesteps(request.num_inference_steps, request.sigmas, device)
         num_chunks = request.horizon
         if num_chunks is None:
             num_chunks = self.geometry.num_chunks(request.num_frames)
         is_seen = image_reward is not None or video_reward is not None or bool(watched) or request.trace_thumbnails
+        has_pixels = request.output_type != "latent" or is_seen
+        if has_pixels:
+            StreamingWanDecoder(self.vae).check()
         plan = SearchPlan(
             settings=settings,
             policy=memory,
@@ -445,7 +497,7 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
             timesteps=self.scheduler.timesteps,
             device=device,
             dtype=self.transformer.dtype,
-            has_pixels=request.output_type != "latent" or is_seen,
+            has_pixels=has_pixels,
             has_thumbnails=request.trace_thumbnails,
             attention_kwargs=request.attention_kwargs,
             callback_on_step_end=request.callback_on_step_end,
@@ -661,7 +713,9 @@ class StreamT1Pipeline(FolderMixin, DiffusionPipeline, WanLoraLoaderMixin):
                 with work.timed("reward", plan.device):
                     results = score_clips(reward, clips, search.reward_prompt, search.trace.fps, name=f"{kind}_reward")
             for index, result in zip(alive, results, strict=True):
-                if result.score is None:
+                if result.gated is not None:
+                    scored[index] = set_aside(scored[index], result.gated)
+                elif result.score is None:
                     scored[index] = lose(scored[index], result.problem, search.chunk_index, index)
                 else:
                     scored[index] = scored[index].with_reward(kind, result.score, result.parts)

@@ -12,6 +12,8 @@ _EXPORTS = {
     "convert_reward_forcing": "generators",
     "convert_causal_forcing": "generators",
     "convert_fastvideo": "generators",
+    "convert_hpsv3": "hpsv3",
+    "convert_videoalign": "videoalign",
 }
 
 __all__ = list(_EXPORTS)

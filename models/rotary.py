@@ -47,5 +47,11 @@ def rotate(heads: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
     The product is taken in float32 and rounded once, to the dtype of `heads`.
     """
+    if torch.compiler.is_compiling() or heads.device.type == "mps":
+        # The same in real numbers: inductor makes no kernels of complex ones, and MPS lacks some.
+        real, imaginary = heads.float().unflatten(-1, (-1, 2)).unbind(-1)  # (..., L, N, D / 2)
+        cosine, sine = torch.view_as_real(table)[:, None].unbind(-1)  # (L, 1, D / 2)
+        turned = (real * cosine - imaginary * sine, real * sine + imaginary * cosine)
+        return torch.stack(turned, dim=-1).flatten(-2).type_as(heads)
     pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))  # (..., L, N, D / 2)
     return torch.view_as_real(pairs * table[:, None]).flatten(-2).type_as(heads)

@@ -174,6 +174,11 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             )
         if encoder_hidden_states_image is not None or self.config.added_kv_proj_dim is not None:
             raise ValueError("A memory serves text-to-video models; this one is conditioned on an image.")
+        if self._parallel_config is not None or self.is_cache_enabled:
+            raise ValueError(
+                "A memory serves whole chunks and every step of them: context parallelism splits the one and a step "
+                "cache (`enable_cache`) skips the other. Disable it."
+            )
         if encoder_hidden_states.shape[0] != 1:
             raise ValueError(
                 f"`encoder_hidden_states` has {encoder_hidden_states.shape[0]} rows; with `memory` all candidates "
