@@ -221,16 +221,12 @@ def test_an_output_is_never_the_base(workspace, capsys):
         ("lora.pt", ["a LoRA of rank 8 on 30 modules", "stream-t1 convert longlive --lora"]),
         ("base", ["a diffusers folder of `WanPipeline`", "the base of a conversion", "vae, `AutoencoderKLWan`: "]),
         ("base/transformer", ["3 layers, width 96, 16 channels, under diffusers' keys", "component of a diffusers"]),
-        ("reward.pt", ["a VideoAlign reward model", "stream-t1 convert videoalign"]),
-        ("HPSv3.pt", ["an HPSv3 reward model", "stream-t1 convert hpsv3"]),
         ("other.pt", ["keys like `conv.weight`", "nothing here converts it"]),
         ("rewardforcing.pt", ["flat: 96 tensors", "stream-t1 convert reward-forcing --checkpoint"]),
     ],
 )
 def test_inspect_says_what_a_path_is_and_what_converts_it(workspace, capsys, name, said):
     given, _ = workspace
-    torch.save({"base_model.model.rm_head.weight": torch.ones(1, 4)}, given / "reward.pt")
-    torch.save({"rm_head.0.weight": torch.ones(1, 4)}, given / "HPSv3.pt")
     torch.save({"conv.weight": torch.ones(1)}, given / "other.pt")
     torch.save(prefixed("model."), given / "rewardforcing.pt")
     assert main(["inspect", str(given / name)]) == 0
