@@ -44,19 +44,18 @@ def random_lora(rank: int = 8, names: list[str] | None = None) -> dict[str, torc
     return state
 
 
-def save_base(folder: Path, transformer: WanTransformer3DModel, **config) -> Path:
+def save_base(folder: Path, transformer: WanTransformer3DModel) -> Path:
     """A `WanPipeline` folder around a transformer, with the scheduler of the published ones."""
     torch.manual_seed(2)
     text_config = UMT5Config(
-        vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu"
+        vocab_size=300, d_model=transformer.config.text_dim, d_kv=4, d_ff=16, num_layers=1, num_heads=2
     )
     pipe = WanPipeline(
         tokenizer=T5TokenizerFast.from_pretrained(CHECKPOINT / "tokenizer"),
         text_encoder=UMT5EncoderModel(text_config).eval(),
         transformer=WanTransformer3DModel.from_config(transformer.config),
-        vae=toy_vae(),
+        vae=toy_vae(z_dim=transformer.config.in_channels),
         scheduler=UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
-        **config,
     )
     pipe.save_pretrained(folder)
     return folder
