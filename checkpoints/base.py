@@ -17,6 +17,7 @@ from .reading import open_checkpoint
 from .sources import Source, find_folder
 
 COMPONENTS = ("text_encoder", "tokenizer", "vae")
+LIBRARIES = ("diffusers", "transformers")  # any other would be a base's own code
 SUFFIXES = (".json", ".safetensors", ".model", ".txt")  # what is taken of a component: neither pickles nor code
 PATTERNS = ["model_index.json", "transformer/config.json"]
 PATTERNS += [f"{component}/*{suffix}" for component in COMPONENTS for suffix in SUFFIXES]
@@ -64,8 +65,10 @@ def open_base(given: str | Path) -> Base:
     _check_configs(given, transformer, vae)
     files = []
     for component in COMPONENTS:
-        if not isinstance(index.get(component), list) or index[component][0] is None:
-            raise ValueError(f"{given} is no base: its model_index.json names no {component}.")
+        entry = index.get(component)
+        if not isinstance(entry, list) or entry[0] not in LIBRARIES:
+            known = " or ".join(LIBRARIES)
+            raise ValueError(f"{given} is no base: its model_index.json names no {component} of {known}, but {entry}.")
         found = sorted(path for path in (source.path / component).glob("*") if path.suffix in SUFFIXES)
         if not found:
             raise FileNotFoundError(f"{given} lacks its {component}.")

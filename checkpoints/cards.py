@@ -33,12 +33,12 @@ class Conversion:
 
 
 def generator_card(
-    conversion: Conversion, generator: Generator, *, base: str, license_on_hub: str | None
+    conversion: Conversion, generator: Generator, *, base: str | None, license_on_hub: str | None
 ) -> ModelCard:
     """The card of a converted generator.
 
     Args:
-        base: Hub id of the model that text encoder, tokenizer and VAE are of.
+        base: Hub id of the model that text encoder, tokenizer and VAE are of; None where they came from a folder.
         license_on_hub: what the page of the weights says; None where it was not asked or says nothing.
     """
     trained_for = (
@@ -73,7 +73,7 @@ The weights were found in {conversion.layout}; every key is accounted for.
 """
     return pipeline_card(
         text,
-        base_model=[generator.hub_id, base],
+        base_model=[generator.hub_id, *([] if base is None else [base])],
         license=license_on_hub or generator.license,
         tags=["stream-t1", "video-generation", "wan"],
     )
@@ -88,9 +88,10 @@ def pipeline_card(text: str, **metadata: str | list[str]) -> ModelCard:
 def hub_license(hub_id: str) -> str | None:
     """The licence that a model's page on the Hub states, or None."""
     try:
-        return ModelCard.load(hf_hub_download(hub_id, "README.md")).data.license
-    except (OSError, ValueError):  # no page, no front matter, no network
+        said = ModelCard.load(hf_hub_download(hub_id, "README.md")).data.license
+    except Exception:  # no page, or one that can't be parsed: the conversion is none the worse
         return None
+    return said if isinstance(said, str) else None
 
 
 def _use(is_lora_apart: bool) -> str:

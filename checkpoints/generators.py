@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
+from ..search.geometry import check_chunk_multiple
 from ..search.settings import policy_config
 from .base import PATTERNS, Base, open_base, place_components
 from .cards import Conversion, Origin, generator_card, hub_license
@@ -122,7 +123,7 @@ def convert_generator(
         card = generator_card(
             conversion,
             plan.generator,
-            base=plan.base.source.hub_id or WAN_BASE,
+            base=plan.base.source.hub_id,
             license_on_hub=None if hub_id is None else hub_license(hub_id),
         )
         card.save(folder / "README.md")
@@ -171,8 +172,8 @@ def _plan(
     if base is None:
         base = WAN_BASE if weights == source.path else checkpoint
     opened_base = open_base(base)
-    if name == "fastvideo":
-        generator = _with_configured_window(generator, opened_base.transformer_config)
+    if name == "fastvideo" and (weights / "config.json").is_file():
+        generator = _as_configured(generator, json.loads((weights / "config.json").read_text(encoding="utf-8")))
     model = opened_base.transformer()
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     opened = open_checkpoint(weights)
@@ -197,11 +198,19 @@ def _find_checkpoint(given: str | Path) -> tuple[Source, Path]:
     return source, source.path
 
 
-def _with_configured_window(generator: Generator, config: Mapping[str, object]) -> Generator:
-    """FastVideo's folders may say in the transformer's config which window and sinks it was trained with."""
-    window, sink = config.get("local_attn_size", -1), config.get("sink_size", 0)
+def _as_configured(generator: Generator, config: Mapping[str, int | None]) -> Generator:
+    """FastVideo's folders may say in the transformer's config with which chunks, window and sinks it was trained.
+
+    Raises:
+        ValueError: they are not in whole chunks.
+    """
+    chunk, sink = config.get("num_frames_per_block") or generator.chunk_frames, config.get("sink_size") or 0
+    window = config.get("local_attn_size") or -1  # no local window: all frames of a training video
     window = window if window > 0 else generator.window_frames
-    return replace(generator, window_frames=window, sink_frames=sink, memory="StaticSink" if sink else "SlidingWindow")
+    check_chunk_multiple("local_attn_size", window, chunk)
+    check_chunk_multiple("sink_size", sink, chunk)
+    memory = "StaticSink" if sink else "SlidingWindow"
+    return replace(generator, chunk_frames=chunk, window_frames=window, sink_frames=sink, memory=memory)
 
 
 def _written_dtype(key: str, dtype: torch.dtype) -> torch.dtype:

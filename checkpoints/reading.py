@@ -72,7 +72,7 @@ class Checkpoint:
             held = dict(_walk(_unpickle(self.path)))[dict_name]
             return {key: held[key].detach() for key in keys}
         tensors = {}
-        for file in self.files:
+        for file in {self._file_of[key] for key in keys}:
             with safe_open(file, "pt") as opened:
                 tensors |= {key: opened.get_tensor(key) for key in keys if self._file_of[key] == file}
         return tensors

@@ -14,6 +14,7 @@ from test_reference_cases import TOLERANCE, relative_error, rollout, run
 
 from stream_t1 import StreamT1Pipeline
 from stream_t1.checkpoints import (
+    cards,
     convert_causal_forcing,
     convert_fastvideo,
     convert_longlive,
@@ -116,6 +117,12 @@ def test_a_window_in_fastvideos_config_is_kept(fastvideo, tmp_path):
     assert (config.window_frames, config.sink_frames, config.memory["policy"]) == (12, 3, "StaticSink")
 
 
+def test_a_window_that_is_not_in_whole_chunks_is_refused(fastvideo, tmp_path):
+    fastvideo[1]("transformer/config.json", local_attn_size=10)
+    with pytest.raises(ValueError, match="`local_attn_size` is 10.*multiple"):
+        convert_fastvideo(tmp_path / "out", fastvideo[0])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_recognised_and_gives_the_same_weights(base, checkpoint, tmp_path, layout):
     name = {"nested": "state.generator"}.get(layout)
@@ -212,11 +219,26 @@ def test_the_card_says_where_everything_comes_from(base, checkpoint, tmp_path):
     conversion = convert_self_forcing(tmp_path / "out", checkpoint("generator_ema"), base=base)
     card = ModelCard.load(tmp_path / "out/README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-video")
-    assert card.data.base_model == ["gdhe17/Self-Forcing", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"]
+    assert card.data.base_model == ["gdhe17/Self-Forcing"]  # whose folder the base is, nobody knows
     assert card.data.license == "apache-2.0" and "stream-t1" in card.data.tags
     hashes = [*conversion.origins[0].hashes.values(), *conversion.hashes.values()]
     assert len(hashes) == 2 and all(f"`{sha256}`" in card.text for sha256 in hashes)
     assert "`SlidingWindow`" in card.text and str(tmp_path) not in card.text
+
+
+@pytest.mark.parametrize(
+    "page, license_",
+    [
+        ("---\nlicense: mit\n---\ntext", "mit"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", None),
+        ("---\nlicense: {\n---\n", None),
+        ("no front matter", None),
+    ],
+)
+def test_a_page_in_any_state_does_not_fail_a_conversion(tmp_path, monkeypatch, page, license_):
+    (tmp_path / "README.md").write_text(page)
+    monkeypatch.setattr(cards, "hf_hub_download", lambda hub_id, file: tmp_path / file)
+    assert cards.hub_license("org/name") == license_
 
 
 def test_the_table_names_policies_files_and_licences_that_can_be():
