@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .checkpoints.commands import add_convert, add_inspect
+
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 
 
@@ -90,6 +92,8 @@ def export_code(arguments: argparse.Namespace) -> None:
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "generate": add_generate,
     "export-code": add_export_code,
+    "convert": add_convert,
+    "inspect": add_inspect,
 }
 
 
@@ -108,6 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"stream-t1: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stream-t1: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

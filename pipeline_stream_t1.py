@@ -39,12 +39,30 @@ from .models.rotary import rotary_table  # noqa: F401
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
 from .rewards.base import as_component
-from .rewards.scoring import RewardFunction, RewardScore, check_readable, resolve_reward, score_clips
+from .rewards.chat import RewardChat  # noqa: F401
+from .rewards.clip import CLIPScoreReward  # noqa: F401
+from .rewards.combining import WeightedReward  # noqa: F401
+from .rewards.consistency import SubjectConsistencyReward  # noqa: F401
+from .rewards.hpsv3 import HPSv3Reward  # noqa: F401
+from .rewards.loading import ConvertedFolder  # noqa: F401
+from .rewards.pixel_statistics import ChunkSeamReward  # noqa: F401
+from .rewards.qwen2_vl import Qwen2VLRewardModel  # noqa: F401
+from .rewards.resizing import resize_as_pil  # noqa: F401
+from .rewards.scoring import (
+    RewardFunction,
+    RewardScore,
+    check_readable,
+    check_request,
+    resolve_reward,
+    score_clips,
+)
+from .rewards.videoalign import VideoAlignReward  # noqa: F401
+from .rewards.vision_input import sampled_indices  # noqa: F401
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
-from .search.beam import Beam, Candidate, alive_indices, lose, newest
+from .search.beam import Beam, Candidate, alive_indices, lose, newest, set_aside
 from .search.estimate import RunEstimate, estimate_run
 from .search.geometry import VideoGeometry, check_chunk_multiple, check_whole_number
-from .search.memory_sinking import MemoryPolicy, RewardRoutedSink, decided_route, make_room
+from .search.memory_sinking import MemoryPolicy, decided_route, make_room
 from .search.noise_propagation import (
     SEED_MODES,
     base_seed,
@@ -56,7 +74,13 @@ from .search.noise_propagation import (
 from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise
 from .search.request import VideoRequest
 from .search.reward_pruning import fuse_scores, keep_best, normalize_scores, order_by
-from .search.settings import check_policy, policy_positions, policy_sink_frames
+from .search.settings import (
+    check_policy,
+    policy_config,
+    policy_from_config,
+    policy_positions,
+    policy_sink_frames,
+)
 from .search.trace import CandidateTrace, ChunkTrace, ChunkWork, EvictionTrace, FinalTrace, SearchTrace
 
 __version__ = "0.1.0"
@@ -131,13 +155,16 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         transformer: Wan 2.1 text-to-video, distilled for few steps and causal chunks.
         vae: of Wan 2.1, or of its layout.
         scheduler: few-step flow matching, or a stock flow-match scheduler.
-        image_reward, video_reward: what a call uses when it names none: `reward(frames, prompt, fps)`.
+        image_reward, video_reward: what a call uses when it names none: `reward(frames, prompt, fps)`, or the folder
+            or Hub id of a converted reward.
         chunk_frames: latent frames that are denoised together.
         window_frames: latent frames of context, the first sink and the current chunk included.
         sink_frames: latent frames at the beginning of the video that never leave.
         denoising_steps: 1000 times the noise levels before the scheduler's shift.
         fps: of the videos, for rewards that need it.
         default_height, default_width: pixels, when a call names none.
+        memory: the policy when a call names none, one of those in `search/memory_sinking.py` or its config; default
+            `RewardRoutedSink()`.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -152,8 +179,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         transformer: WanTransformer3DModel | CausalWanTransformer3DModel | None,
         vae: AutoencoderKLWan | None,
         scheduler: SchedulerMixin,
-        image_reward: Callable | None = None,  # no narrower: diffusers checks what it loads against these types
-        video_reward: Callable | None = None,
+        image_reward: Callable | str | None = None,  # no narrower: diffusers checks what it loads against these types
+        video_reward: Callable | str | None = None,
         chunk_frames: int = 3,
         window_frames: int = 12,
         sink_frames: int = 3,
@@ -161,6 +188,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         fps: int = 16,
         default_height: int = 480,
         default_width: int = 832,
+        memory: MemoryPolicy | dict | None = None,
     ) -> None:
         super().__init__()
         check_whole_number("chunk_frames", chunk_frames, least=1)
@@ -174,8 +202,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             transformer=transformer,
             vae=vae,
             scheduler=scheduler,
-            image_reward=image_reward,
-            video_reward=video_reward,
+            image_reward=as_component(image_reward),
+            video_reward=as_component(video_reward),
         )
         self.register_to_config(
             chunk_frames=chunk_frames,
@@ -185,6 +213,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             fps=fps,
             default_height=default_height,
             default_width=default_width,
+            memory=policy_config(memory),
         )
         self.geometry.check_window(sink_frames)
         if None not in (transformer, vae) and transformer.config.in_channels != vae.config.z_dim:
@@ -269,8 +298,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         num_beams: int = 2,
         num_candidates: int = 2,
         noise_correlation: float = -0.1,
-        image_reward: RewardFunction | bool | None = None,
-        video_reward: RewardFunction | bool | None = None,
+        image_reward: RewardFunction | str | bool | None = None,
+        video_reward: RewardFunction | str | bool | None = None,
         reward_prompt: str | list[str] | None = None,
         monitors: dict[str, RewardFunction] | None = None,
         short_weight_cap: float = 0.4,
@@ -307,14 +336,15 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             noise_correlation: beta, between a candidate's noise and its beam's last noise (paper 3.1).
             image_reward, video_reward: `reward(frames, prompt, fps)` with frames (B, F, 3, H, W) in [0, 1], B texts
                 and frames per second, gives a float tensor (B,) or a `RewardOutput`. The image reward sees the new
-                chunk, the video reward the last `reward_window` chunks. None: the component; False: none, it scores 0.
+                chunk, the video reward the last `reward_window` chunks. None: the component; False: none, it scores
+                0; a converted reward's folder or Hub id is loaded for this call.
             reward_prompt: what rewards read, when it is not the prompt.
             monitors: rewards under names, recorded for the kept candidates (`trace.monitors`) and never searched by.
                 They see the last `reward_window` chunks.
             short_weight_cap: tau, the most that the image reward weighs (paper 3.2).
             score_normalization: "zscore" or "rank" over the candidates of a chunk, each reward by itself.
             reward_window: chunks.
-            memory: the policy that routes chunks which leave the window (paper 3.3); default `RewardRoutedSink()`.
+            memory: the policy that routes chunks which leave the window (paper 3.3). Default: the model's own.
             candidate_seeds: "independent", or "reference": the authors' seeds, which re-use some.
             final_selection: order of the last beams: by "video_reward" on the whole video, or by "score", the last
                 chunk's. Without a video reward it is the score.
@@ -443,10 +473,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         Raises:
             ValueError, TypeError: an argument that can't be; the message says what can.
         """
-        settings = request.settings()
-        memory = RewardRoutedSink() if request.memory is None else request.memory
-        image_reward = resolve_reward("image_reward", request.image_reward, self.image_reward)
-        video_reward = resolve_reward("video_reward", request.video_reward, self.video_reward)
+        settings, device = request.settings(), self._execution_device
+        memory = policy_from_config(self.config.memory) if request.memory is None else request.memory
+        image_reward = resolve_reward("image_reward", request.image_reward, self.image_reward, device)
+        video_reward = resolve_reward("video_reward", request.video_reward, self.video_reward, device)
         height = self.config.default_height if request.height is None else request.height
         width = self.config.default_width if request.width is None else request.width
         self.check_inputs(request, memory, height, width)
@@ -454,9 +484,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         watched = {f"monitors[{name!r}]": reward for name, reward in (request.monitors or {}).items()}
         for name, reward in (rewards | watched).items():
             check_readable(name, reward, None not in request.reward_prompts(), self.vae is not None)
+            check_request(reward, [text or "" for text in request.reward_prompts()], settings.num_beams)
             if reward is None and settings.num_beams * settings.num_candidates > 1:
                 logger.warning(f"There is no `{name}`: it scores 0.")
-        device = self._execution_device
         self._num_timesteps = self._set_timesteps(request.num_inference_steps, request.sigmas, device)
         num_chunks = request.horizon
         if num_chunks is None:
@@ -697,7 +727,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
                 with work.timed("reward", plan.device):
                     results = score_clips(reward, clips, search.reward_prompt, search.trace.fps, name=f"{kind}_reward")
             for index, result in zip(alive, results, strict=True):
-                if result.score is None:
+                if result.gated is not None:
+                    scored[index] = set_aside(scored[index], result.gated)
+                elif result.score is None:
                     scored[index] = lose(scored[index], result.problem, search.chunk_index, index)
                 else:
                     scored[index] = scored[index].with_reward(kind, result.score, result.parts)

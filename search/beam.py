@@ -78,6 +78,11 @@ class Candidate:
 def lose(candidate: Candidate, reason: str, chunk_index: int, index: int) -> Candidate:
     """The candidate without scores, pixels and decoder state, and a warning that says which and why."""
     logger.warning(f"Chunk {chunk_index}: candidate {index} is lost, {reason}.")
+    return set_aside(candidate, reason)
+
+
+def set_aside(candidate: Candidate, reason: str) -> Candidate:
+    """The candidate without scores, pixels and decoder state."""
     return replace(candidate, lost=reason, short=None, long=None, score=None, frames=None, decoder_state=None)
 
 

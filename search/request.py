@@ -31,8 +31,8 @@ class VideoRequest:
     num_beams: int
     num_candidates: int
     noise_correlation: float
-    image_reward: Callable | bool | None
-    video_reward: Callable | bool | None
+    image_reward: Callable | str | bool | None
+    video_reward: Callable | str | bool | None
     reward_prompt: str | list[str] | None
     monitors: dict[str, Callable] | None
     short_weight_cap: float

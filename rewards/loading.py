@@ -1,0 +1,106 @@
+"""Converted reward folders: what a converter wrote, and what a reward is loaded from.
+
+    reward_config.json      the kind of reward, the model's config, the reward's constants, what it was converted from
+    template.json           the words around the prompt: {"before": ..., "after": ...}
+    model*.safetensors      the weights, in one file or in shards with an index
+    tokenizer files
+
+Nothing but safetensors is read for weights.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+CONFIG_NAME = "reward_config.json"
+TEMPLATE_NAME = "template.json"
+WEIGHTS_STEM = "model"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The text that a reward model was trained with, around the prompt."""
+
+    before: str
+    after: str
+
+    def fill(self, prompt: str) -> str:
+        return self.before + prompt + self.after
+
+
+@dataclass(frozen=True, eq=False)
+class ConvertedFolder:
+    """A converted reward, its weights not read yet."""
+
+    path: Path
+    kind: str  # of reward, as `Reward.kind`
+    config: Mapping  # of the reward: "model", "reward_tokens", and what its kind needs besides
+
+    def template(self) -> Template:
+        return Template(**json.loads(self._file(TEMPLATE_NAME).read_text(encoding="utf-8")))
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return AutoTokenizer.from_pretrained(self.path)
+
+    def tensors(self, dtype: torch.dtype | None = None, keep_float32: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+        """The weights, on the CPU.
+
+        Args:
+            dtype: to cast to, one tensor after the other; None leaves them.
+            keep_float32: beginnings of the names that are cast to float32 instead.
+        """
+        tensors = {}
+        for file in self._weight_files():
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                    tensor = opened.get_tensor(name)
+                    tensors[name] = tensor.to(
+                        torch.float32 if name.startswith(keep_float32) else dtype or tensor.dtype
+                    )
+        return tensors
+
+    def _weight_files(self) -> list[Path]:
+        index = self.path / f"{WEIGHTS_STEM}.safetensors.index.json"
+        if not index.is_file():
+            return [self._file(f"{WEIGHTS_STEM}.safetensors")]
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [self._file(Path(name).name) for name in sorted(names)]  # never a path out of the folder
+
+    def _file(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise ValueError(f"{self.path} is not whole: it has no {name}. Convert it again, or download all of it.")
+        return path
+
+
+def open_folder(name_or_folder: str | Path) -> ConvertedFolder:
+    """
+    Raises:
+        ValueError: it is no folder and no id on the Hub, or holds no converted reward.
+    """
+    path = Path(name_or_folder)
+    if not path.is_dir():
+        path = _download(str(name_or_folder))
+    config_path = path / CONFIG_NAME
+    if not config_path.is_file():
+        raise ValueError(
+            f"{name_or_folder} is no converted reward: it has no {CONFIG_NAME}. Original files are converted once, "
+            "with `stream_t1.checkpoints.convert_hpsv3` or `convert_videoalign`."
+        )
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    return ConvertedFolder(path, config.get("kind", "unknown"), config)
+
+
+def _download(name: str) -> Path:
+    """The snapshot of a repository on the Hub; no pickle is fetched."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"{name!r} is no folder here, and no repository that the Hub would give: {error}") from error

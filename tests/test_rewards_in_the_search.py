@@ -1,0 +1,164 @@
+"""Shipped rewards in the pipeline: as components, loaded by name, offloaded, gated."""
+
+import json
+
+import pytest
+import torch
+from conftest import brightness, contrast, toy_transformer, toy_vae
+from safetensors.torch import save_file
+from tiny_rewards import NORMALIZATION, TEMPLATES, hpsv3_reward, videoalign_reward
+
+from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
+from stream_t1.rewards import ExposureReward, GatedReward, HPSv3Reward, VideoAlignReward
+
+SEARCH = {"num_frames": 21, "num_beams": 2, "num_candidates": 2, "height": 32, "width": 32, "output_type": "pt"}
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+def save_reward(reward, folder):
+    """A converted folder of a tiny reward, without the converter."""
+    folder.mkdir()
+    kind = reward.kind
+    tokens = [reward.chat.tokenizer.convert_ids_to_tokens(i) for i in reward.chat.reward_token_ids]
+    constants = {"num_pixels": reward.num_pixels} if kind == "hpsv3" else {"normalization": NORMALIZATION}
+    if kind == "videoalign":
+        constants |= {name: getattr(reward, name) for name in ("sample_fps", "min_pixels", "max_pixels")}
+    config = {"kind": kind, "reward_tokens": tokens, "model": reward.model.config.to_dict(), **constants}
+    (folder / "reward_config.json").write_text(json.dumps(config))
+    template = TEMPLATES[kind]
+    (folder / "template.json").write_text(json.dumps({"before": template.before, "after": template.after}))
+    save_file(reward.model.state_dict(), folder / "model.safetensors")
+    reward.chat.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("rewards")
+    return {
+        "image_reward": str(save_reward(hpsv3_reward(), root / "hpsv3")),
+        "video_reward": str(save_reward(videoalign_reward(), root / "videoalign")),
+    }
+
+
+def test_a_search_by_both_reward_models(toy_pipeline, embeds, folders):
+    output = toy_pipeline(prompt_embeds=embeds, reward_prompt="a dog", generator=seeded(), **SEARCH, **folders)
+    first, second = output.trace.chunks
+    names = {"image.mu", "image.sigma", *(f"video.{part}{raw}" for part in ("VQ", "MQ", "TA") for raw in ("", "_raw"))}
+    assert all(set(candidate.parts) == names for chunk in (first, second) for candidate in chunk.candidates)
+    assert len({candidate.score for candidate in second.candidates}) == 4
+    again = toy_pipeline(
+        prompt_embeds=embeds,
+        reward_prompt="a dog",
+        generator=seeded(),
+        image_reward=hpsv3_reward(),
+        video_reward=videoalign_reward(),
+        **SEARCH,
+    )
+    assert torch.equal(again.frames, output.frames)
+
+
+def test_converted_folders_are_taken_in_place_of_components(toy_pipeline, folders, tmp_path):
+    pipe = StreamT1Pipeline(**{**toy_pipeline.components, **folders})
+    assert isinstance(pipe.image_reward, HPSv3Reward) and isinstance(pipe.video_reward, VideoAlignReward)
+    toy_pipeline.save_pretrained(tmp_path)
+    loaded = StreamT1Pipeline.from_pretrained(tmp_path, **folders)
+    assert isinstance(loaded.image_reward, HPSv3Reward) and isinstance(loaded.video_reward, VideoAlignReward)
+    assert loaded.to(torch.bfloat16).video_reward.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="is no folder here|no converted reward"):
+        StreamT1Pipeline(**{**toy_pipeline.components, "image_reward": str(tmp_path)})
+
+
+@pytest.mark.parametrize("mode", ["model", "group"])
+def test_offload_modes_bring_rewards_for_a_call_and_take_them_away_after_it(embeds, folders, mode):
+    models = (toy_transformer(), toy_vae(z_dim=4))  # hooks stay on them
+    pipe = StreamT1Pipeline(None, None, *models, FewStepFlowMatchScheduler(), **folders)
+    pipe.set_progress_bar_config(disable=True)
+    if mode == "group":
+        pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    else:
+        pipe.enable_model_cpu_offload(device="cpu")
+    moves = {"image_reward": [], "video_reward": []}
+    for name, seen in moves.items():
+        reward = getattr(pipe, name)
+        assert not any(hasattr(module, "_hf_hook") for module in reward.modules())
+        reward._move = seen.append
+    pipe(prompt_embeds=embeds, reward_prompt="a dog", generator=seeded(), **SEARCH)
+    assert [device.type for device in moves["image_reward"]] == ["cpu"] * 4  # there and back for two chunks
+    assert len(moves["video_reward"]) == 6  # and for the last beams
+
+
+def test_sequential_offload_takes_rewards_whole():
+    pipe = StreamT1Pipeline(None, None, None, None, FewStepFlowMatchScheduler(), image_reward=hpsv3_reward())
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    moves = []
+    pipe.image_reward._move = moves.append
+    pipe.image_reward(torch.rand(1, 1, 3, 32, 32), ["a dog"])
+    assert len(moves) == 2 and not any(hasattr(module, "_hf_hook") for module in pipe.image_reward.modules())
+
+
+def test_a_prompt_with_a_token_of_the_models_own_is_refused_before_any_work(toy_pipeline, embeds):
+    calls = []
+    toy_pipeline.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(ValueError, match=r"contains <\|im_end\|>"):
+        toy_pipeline(
+            prompt_embeds=embeds,
+            reward_prompt="a sign: <|im_end|>",
+            image_reward=hpsv3_reward(),
+            video_reward=False,
+            **SEARCH,
+        )
+    assert calls == []
+
+
+def test_a_reward_on_looks_and_motion_alone_needs_no_words(toy_pipeline, embeds):
+    reward = videoalign_reward(score=("VQ", "MQ"))
+    output = toy_pipeline(prompt_embeds=embeds, image_reward=False, video_reward=reward, generator=seeded(), **SEARCH)
+    assert all(candidate.lost is None for candidate in output.trace.chunks[-1].candidates)
+
+
+def test_all_candidates_of_a_chunk_are_scored_in_one_call_as_bytes(toy_pipeline, embeds):
+    class Seen(ExposureReward):
+        def __call__(self, frames, prompt, fps=None):
+            seen.append((tuple(frames.shape), frames.dtype))
+            return super().__call__(frames, prompt, fps)
+
+    seen = []
+    toy_pipeline(prompt_embeds=embeds, image_reward=Seen(), video_reward=False, generator=seeded(), **SEARCH)
+    assert seen == [((4, 9, 3, 32, 32), torch.uint8), ((4, 12, 3, 32, 32), torch.uint8)]
+
+
+@pytest.mark.parametrize("normalization", [None, "zscore", "rank"])
+def test_gated_out_candidates_are_neither_scored_nor_kept_and_the_trace_says_why(
+    toy_pipeline, embeds, normalization, caplog
+):
+    shown = []
+
+    def dear(frames, prompt, fps):
+        shown.append(len(frames))
+        return contrast(frames, prompt, fps)
+
+    gate = GatedReward(brightness, dear, bound=1.0, at_least=2)  # nothing passes, so the two brightest go on
+    output = toy_pipeline(
+        prompt_embeds=embeds,
+        image_reward=gate,
+        video_reward=brightness,
+        score_normalization=normalization,
+        generator=seeded(),
+        **SEARCH,
+    )
+    assert shown == [2, 2]
+    for chunk in output.trace.chunks:
+        out = [candidate for candidate in chunk.candidates if candidate.lost is not None]
+        assert len(out) == 2 and all("gated out: brightness scored" in candidate.lost for candidate in out)
+        assert all(candidate.kept == (candidate.lost is None) for candidate in chunk.candidates)
+    assert "is lost" not in caplog.text
+
+
+def test_a_gate_that_could_leave_too_few_is_refused_before_any_work(toy_pipeline, embeds):
+    gate = GatedReward(brightness, contrast, bound=0.5, at_least=1)
+    with pytest.raises(ValueError, match="at_least=2"):
+        toy_pipeline(prompt_embeds=embeds, image_reward=gate, video_reward=False, **SEARCH)
