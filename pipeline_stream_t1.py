@@ -777,7 +777,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             if not rows:
                 continue
             with work.timed("clean_pass", plan.device):
-                chunks = self._clean_pass(search, parent, torch.stack([survivors[row].latents for row in rows]))
+                chunks = self._clean_passes(search, parent, [survivors[row] for row in rows])
                 for row, chunk in zip(rows, chunks, strict=True):
                     memory = parent.memory.append(chunk, plan.sink_frames)
                     room = (plan.rolling_frames, plan.latent_shape[1])
@@ -787,12 +787,18 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             work.clean_passes += len(rows)
         return beams, sorted(evicted, key=lambda eviction: eviction.beam)
 
-    def _clean_pass(self, search: PromptSearch, parent: Beam, latents: torch.Tensor) -> list[CachedChunk]:
-        """Keys and values of the chunks (B, C, F, h, w) that go on from one beam, at timestep 0."""
+    def _clean_passes(self, search: PromptSearch, parent: Beam, survivors: list[Candidate]) -> list[CachedChunk]:
+        """The chunks that go on from one beam, as they are remembered: keys and values at timestep 0.
+
+        One after the other, so that a pass needs no more room, and a compiled model no more graphs, for several.
+        """
         context = self._context(search, parent) if search.context is None else search.context
-        search.context, record = None, ChunkRecord()
-        self._velocity(search, latents, search.plan.timesteps.new_zeros(()), context.recording(record))
-        return record.chunks(search.chunk_index, parent.memory.num_frames, latents.shape[2])
+        search.context, chunks, timestep = None, [], search.plan.timesteps.new_zeros(())
+        for survivor in survivors:
+            record = ChunkRecord()
+            self._velocity(search, survivor.latents[None], timestep, context.recording(record))
+            chunks.append(record.chunk(search.chunk_index, parent.memory.num_frames, search.plan.latent_shape[1]))
+        return chunks
 
     def _context(self, search: PromptSearch, parent: Beam) -> ChunkContext:
         """What the forwards of one beam's next chunk read."""

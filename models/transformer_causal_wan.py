@@ -54,11 +54,9 @@ class CausalWanAttnProcessor(WanAttnProcessor):
         query = attn.norm_q(query).unflatten(2, (attn.heads, -1))  # (B, L, N, D)
         key = attn.norm_k(key).unflatten(2, (attn.heads, -1))
         value = value.unflatten(2, (attn.heads, -1))
-        for row, (recorded_key, recorded_value) in enumerate(
-            zip(context.recorded_keys, context.recorded_values, strict=True)
-        ):
-            recorded_key.copy_(key[row])
-            recorded_value.copy_(value[row])
+        if context.recorded_key is not None:
+            context.recorded_key.copy_(key[0])
+            context.recorded_value.copy_(value[0])
         table = context.table.to(query.device)
         query, key = rotary.rotate(query, table), rotary.rotate(key, table)
         if context.key is not None:
@@ -208,7 +206,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         else:
             prompt.allocate(len(self.blocks), prompt_embeds.shape[1], heads, hidden_states)
         if memory.record is not None:
-            memory.record.allocate(latents.shape[0], len(self.blocks), heads, hidden_states)
+            memory.record.allocate(len(self.blocks), heads, hidden_states)
 
         time, time_modulation, text, _ = self.condition_embedder(timestep, prompt_embeds, None)
         time_modulation = time_modulation.unflatten(1, (6, -1))  # (B, 6, dim)

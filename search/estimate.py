@@ -131,7 +131,7 @@ def estimate_run(
             costs.forward_bytes(candidates, 0) + search_plan.num_steps * candidates * latents,
         )
         + costs.decode_bytes(0, states[0]),
-        "clean_pass": costs.forward_bytes(num_beams, context) + costs.decode_bytes(0, states[0]),
+        "clean_pass": costs.forward_bytes(1, context) + costs.decode_bytes(0, states[0]),
     }
     if decoded:
         kept_context = costs.chunk_bytes * context if num_beams == 1 else 0

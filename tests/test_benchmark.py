@@ -26,7 +26,7 @@ def remembered_chunk(transformer, memory, prompt, embeds):
     """A memory with one more chunk of 18 tokens."""
     record = ChunkRecord()
     forward(transformer, context(memory, prompt).recording(record), embeds, batch_size=1)
-    return memory.append(record.chunks(0, memory.num_frames, 3)[0], 3)
+    return memory.append(record.chunk(0, memory.num_frames, 3), 3)
 
 
 def context(memory, prompt):

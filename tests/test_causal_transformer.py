@@ -34,8 +34,7 @@ def context_of(model, memory, prompt=None, positions="absolute"):
 def remember(model, memory, latents, embeds, first_sink_frames=3):
     record = ChunkRecord()
     model(latents, torch.zeros(1), embeds, memory=context_of(model, memory).recording(record))
-    (chunk,) = record.chunks(memory.num_frames // 3, memory.num_frames, 3)
-    return memory.append(chunk, first_sink_frames)
+    return memory.append(record.chunk(memory.num_frames // 3, memory.num_frames, 3), first_sink_frames)
 
 
 @pytest.fixture
@@ -147,14 +146,14 @@ def test_text_is_projected_once_per_prompt(remembered, embeds):
 
 
 @torch.no_grad()
-def test_chunks_of_one_clean_pass_do_not_share_storage(toy_models, embeds):
+def test_a_clean_pass_records_one_chunk(toy_models, embeds):
     model, _ = toy_models
     record = ChunkRecord()
     context = context_of(model, ChunkMemory()).recording(record)
-    model(noise(2, 4, 3, 4, 4), torch.zeros(2), embeds, memory=context)
-    one, other = record.chunks(0, 0, 3)
-    assert one.key.untyped_storage().data_ptr() != other.key.untyped_storage().data_ptr()
-    assert one.key.shape == (2, TOKENS, 2, 12)
+    with pytest.raises(ValueError, match="records one chunk; 2 were given"):
+        model(noise(2, 4, 3, 4, 4), torch.zeros(2), embeds, memory=context)
+    model(noise(1, 4, 3, 4, 4), torch.zeros(1), embeds, memory=context)
+    assert record.chunk(0, 0, 3).key.shape == (2, TOKENS, 2, 12)
 
 
 @torch.no_grad()

@@ -36,26 +36,42 @@ def any_two(pipe, chunk_index, state):
     return {"kept": random.Random(chunk_index).sample(range(4), k=1 if chunk_index % 5 == 4 else 2)}
 
 
-@pytest.mark.parametrize("num_beams, num_candidates", [(2, 2), (2, 1)])
-def test_40_chunks_with_sinks_being_appended_need_at_most_8_graphs(toy_pipeline, embeds, num_beams, num_candidates):
+def any_few(pipe, chunk_index, state):
+    """Keeps one to four candidates, whoever their parents are."""
+    chooser = random.Random(chunk_index)
+    return {"kept": chooser.sample(range(len(state["candidates"])), k=chooser.randint(1, 4))}
+
+
+@pytest.fixture
+def counted(toy_pipeline):
+    """A pipeline whose blocks are compiled, and what counts its graphs."""
     backend = GraphCounter()
     toy_pipeline.transformer.compile_repeated_blocks(backend=backend, fullgraph=True, dynamic=True)
-    choose = any_two if num_candidates == 2 else None
-    try:
-        trace = toy_pipeline(
-            prompt_embeds=embeds,
-            num_frames=477,
-            memory=APPENDS,
-            num_beams=num_beams,
-            num_candidates=num_candidates,
-            callback_on_chunk_end=choose,
-            **QUIET,
-        ).trace
-    finally:
-        for block in toy_pipeline.transformer.blocks:
-            block._compiled_call_impl = None
+    yield toy_pipeline, backend
+    for block in toy_pipeline.transformer.blocks:  # it is shared with other tests
+        block._compiled_call_impl = None
+
+
+@pytest.mark.parametrize("num_beams, num_candidates, choose", [(2, 2, any_two), (4, 4, any_few), (1, 1, None)])
+def test_40_chunks_with_sinks_being_appended_need_at_most_8_graphs(counted, embeds, num_beams, num_candidates, choose):
+    pipe, backend = counted
+    search = {"num_beams": num_beams, "num_candidates": num_candidates, "callback_on_chunk_end": choose}
+    trace = pipe(prompt_embeds=embeds, num_frames=477, memory=APPENDS, **search, **QUIET).trace
     assert len(trace.chunks) == 40 and len(trace.chunks[-1].sinks[0]) == 5
     assert 0 < backend.num_graphs <= 8
+
+
+def test_another_size_needs_no_more_graphs_and_another_prompt_one(counted, embeds):
+    pipe, backend = counted
+    search = {"num_frames": 93, "memory": APPENDS, "callback_on_chunk_end": any_two, **QUIET}
+    pipe(prompt_embeds=embeds, **search)
+    num_graphs = backend.num_graphs
+    pipe(prompt_embeds=embeds, height=32, width=48, **search)
+    assert backend.num_graphs == num_graphs
+    steps = iter(range(100))
+    other = lambda pipe, step, timestep, tensors: {"prompt_embeds": -embeds} if next(steps) == 20 else {}  # noqa: E731
+    pipe(prompt_embeds=embeds, callback_on_step_end=other, **search)
+    assert backend.num_graphs == num_graphs + 1 <= 8
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -47,7 +47,7 @@ def test_one_beam_and_one_candidate_is_plain_streaming(toy_pipeline, embeds):
                     x = (1 - next_sigma) * x + next_sigma * noise
             record = ChunkRecord()
             model(x, torch.zeros(1), embeds, memory=context.recording(record))
-        memory = memory.append(record.chunks(index, 3 * index, 3)[0], 3)
+        memory = memory.append(record.chunk(index, 3 * index, 3), 3)
         chunks.append(x)
     torch.testing.assert_close(output.frames, torch.cat(chunks, dim=2), rtol=1e-5, atol=1e-5)
 
