@@ -31,13 +31,14 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
 # its siblings use.
 from .checkpoints.folder import FolderMixin
+from .models.cost import ModelCosts, weight_bytes
 from .models.hooks import HooksMixin
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
 from .models.pixels import OUTPUT_TYPES, stack, thumbnail, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
-from .rewards.base import Reward, as_component
+from .rewards.base import as_component
 from .rewards.chat import RewardChat  # noqa: F401
 from .rewards.clip import CLIPScoreReward  # noqa: F401
 from .rewards.combining import WeightedReward  # noqa: F401
@@ -59,6 +60,7 @@ from .rewards.videoalign import VideoAlignReward  # noqa: F401
 from .rewards.vision_input import sampled_indices  # noqa: F401
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.beam import Beam, Candidate, alive_indices, lose, newest, set_aside
+from .search.estimate import RunEstimate, estimate_run
 from .search.geometry import VideoGeometry, check_chunk_multiple, check_whole_number
 from .search.memory_sinking import MemoryPolicy, decided_route, make_room
 from .search.noise_propagation import (
@@ -273,34 +275,6 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
     def attention_kwargs(self) -> dict[str, float] | None:
         return self._attention_kwargs
 
-    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
-        super().enable_model_cpu_offload(gpu_id, device)
-        self._offload_rewards(self._offload_device)
-
-    def enable_sequential_cpu_offload(
-        self, gpu_id: int | None = None, device: torch.device | str | None = None
-    ) -> None:
-        super().enable_sequential_cpu_offload(gpu_id, device)
-        self._offload_rewards(self._offload_device)
-
-    def enable_group_offload(
-        self,
-        onload_device: torch.device,
-        *args: object,
-        exclude_modules: str | list[str] | None = None,
-        **kwargs: object,
-    ) -> None:
-        excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or [])
-        excluded += [name for name in self._exclude_from_cpu_offload if name not in excluded]
-        super().enable_group_offload(onload_device, *args, exclude_modules=excluded, **kwargs)
-        self._offload_rewards(torch.device(onload_device))
-
-    def _offload_rewards(self, device: torch.device) -> None:
-        """Rewards move whole: to the device for a call, and back to the CPU after it."""
-        for reward in (self.image_reward, self.video_reward):
-            if isinstance(reward, Reward):
-                reward.offload(device)
-
     @torch.no_grad()
     def __call__(
         self,
@@ -453,6 +427,46 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         finally:
             self._end(searches)
 
+    def estimate(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_beams: int | None = None,
+        num_candidates: int | None = None,
+        **arguments: object,
+    ) -> RunEstimate:
+        """What a call will do and need, at most, before it: work, operations, bytes by part. Nothing is computed.
+
+        Args:
+            height, width, num_frames, num_beams, num_candidates, arguments: those of `__call__`, with its defaults. A
+                prompt is not needed; the estimate is for one.
+
+        Returns:
+            `RunEstimate`; printed, it is a table. Weights are counted wherever they are now; of rewards, those that
+            are modules, and not what they need while they work.
+
+        Raises:
+            ValueError, TypeError: as `__call__`.
+        """
+        sizes = {"height": height, "width": width, "num_frames": num_frames}
+        sizes |= {"num_beams": num_beams, "num_candidates": num_candidates}
+        given = {name: value for name, value in sizes.items() if value is not None}
+        call = inspect.signature(self.__call__).bind(**given, **arguments)
+        call.apply_defaults()
+        num_tokens = call.arguments["max_sequence_length"]
+        prompt_embeds = torch.empty(1, num_tokens, self.transformer.config.text_dim, device="meta")
+        request = VideoRequest(
+            **call.arguments | {"prompt": None, "prompt_embeds": prompt_embeds, "reward_prompt": ""}
+        )
+        plan = self._plan(request)
+        models = {**self.components, "image_reward": plan.image_reward, "video_reward": plan.video_reward}
+        models |= {f"monitors[{name!r}]": monitor for name, monitor in plan.monitors.items()}
+        weights = {name: weight_bytes(model) for name, model in models.items() if isinstance(model, torch.nn.Module)}
+        costs = ModelCosts(self.transformer, self.vae, plan.latent_shape, num_tokens)
+        first_frames = self.geometry.num_frames(1)
+        return estimate_run(plan, costs, weights, (first_frames, self.geometry.num_frames(2) - first_frames))
+
     def _plan(self, request: VideoRequest) -> SearchPlan:
         """What the searches have in common, after all checks that come before any work.
 
@@ -512,7 +526,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         self._interrupt, self._attention_kwargs, self._current_timestep = False, plan.attention_kwargs, None
         prompt_embeds = request.prompt_embeds
         if prompt_embeds is None:
-            prompt_embeds = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
+            prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
         prompt_embeds = prompt_embeds.to(plan.device, plan.dtype)
         reward_prompts, generators = request.reward_prompts(), request.generators()
         return [
@@ -817,9 +831,14 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
 
     def encode_prompt(
         self, prompt: str | list[str], max_sequence_length: int = 512, device: torch.device | None = None
-    ) -> torch.Tensor:
-        """Text as the transformer reads it: (B, max_sequence_length, text dim), zeros after the last token."""
-        device = device or self._execution_device
+    ) -> tuple[torch.Tensor, None]:
+        """Text as the transformer reads it, in the pair that diffusers' pipelines give.
+
+        Returns:
+            `prompt_embeds` (B, max_sequence_length, text dim), zeros after the last token; and in the place of
+            negative ones None: distilled models are sampled without guidance.
+        """
+        device, negative_prompt_embeds = device or self._execution_device, None
         tokens = self.tokenizer(
             [prompt_clean(text) for text in ([prompt] if isinstance(prompt, str) else prompt)],
             padding="max_length",
@@ -830,8 +849,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             return_tensors="pt",
         )
         mask = tokens.attention_mask.to(device)
-        embeds = self.text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
-        return embeds.masked_fill(mask[..., None] == 0, 0.0).to(device)
+        hidden_states = self.text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
+        prompt_embeds = hidden_states.masked_fill(mask[..., None] == 0, 0.0).to(device)
+        return prompt_embeds, negative_prompt_embeds
 
     def check_inputs(self, request: VideoRequest, memory: MemoryPolicy, height: int, width: int) -> None:
         """

@@ -10,7 +10,7 @@ import torch
 
 
 class HooksMixin:
-    """For a `DiffusionPipeline` with a `transformer` and diffusers' LoRA loading."""
+    """For a `DiffusionPipeline` with a `transformer`, rewards, and diffusers' LoRA loading."""
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
         """One model at a time is on the accelerator. A chunk moves the transformer in and out once; the VAE stays.
@@ -20,6 +20,7 @@ class HooksMixin:
         """
         _check_accelerator("enable_model_cpu_offload", device)
         super().enable_model_cpu_offload(gpu_id, device)
+        self._offload_rewards(self._offload_device)
 
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None
@@ -31,16 +32,33 @@ class HooksMixin:
         """
         _check_accelerator("enable_sequential_cpu_offload", device)
         super().enable_sequential_cpu_offload(gpu_id, device)
+        self._offload_rewards(self._offload_device)
 
-    def enable_group_offload(self, onload_device: torch.device | str, *args: object, **kwargs: object) -> None:
+    def enable_group_offload(
+        self,
+        onload_device: torch.device | str,
+        *args: object,
+        exclude_modules: str | list[str] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Groups of layers are on the accelerator by turns, with `use_stream=True` while others compute.
 
         Raises:
             ValueError: there is no such accelerator.
         """
-        if torch.device(onload_device).type != "cpu":
+        onload_device = torch.device(onload_device)
+        if onload_device.type != "cpu":
             _check_accelerator("enable_group_offload", onload_device)
-        super().enable_group_offload(torch.device(onload_device), *args, **kwargs)
+        excluded = [exclude_modules] if isinstance(exclude_modules, str) else exclude_modules or []
+        excluded = [*excluded, *self._exclude_from_cpu_offload]
+        super().enable_group_offload(onload_device, *args, exclude_modules=excluded, **kwargs)
+        self._offload_rewards(onload_device)
+
+    def _offload_rewards(self, device: torch.device) -> None:
+        """Rewards that can move whole: to the device for a call of theirs, and back to the CPU after it."""
+        for name in self._exclude_from_cpu_offload:
+            if hasattr(getattr(self, name), "offload"):
+                getattr(self, name).offload(device)
 
     def load_lora_weights(
         self,
@@ -77,7 +95,9 @@ def _check_lora(state_dict: dict[str, torch.Tensor], transformer: torch.nn.Modul
     modules = {f"transformer.{name}": module for name, module in transformer.named_modules()}
     unknown, misshapen = [], []
     for key, weight in state_dict.items():
-        name, _, kind = key.partition(".lora_")
+        name, is_lora, kind = key.partition(".lora_")
+        if not is_lora:
+            continue  # diffusers says what it makes of these
         if name not in modules:
             unknown.append(name)
         elif kind.startswith(("A.", "B.")) and kind.endswith("weight"):

@@ -19,8 +19,9 @@ THETA = 10000.0
 @lru_cache(maxsize=16)
 def _axis_turns(num_positions: int, axis_dim: int) -> torch.Tensor:
     """Cosine and sine for positions 0, 1, ... and every frequency: (positions, axis_dim / 2, 2) float32 on the CPU."""
-    frequencies = THETA ** (-torch.arange(0, axis_dim, 2, dtype=torch.float64) / axis_dim)
-    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+    exact = {"dtype": torch.float64, "device": "cpu"}  # said, for where the default is another device
+    frequencies = THETA ** (-torch.arange(0, axis_dim, 2, **exact) / axis_dim)
+    angles = torch.arange(num_positions, **exact)[:, None] * frequencies
     return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
 
 
