@@ -25,6 +25,7 @@ from .sources import Source, file_sha256, find_file, find_folder, is_hub_id
 from .wan import WanLayout, choose_wan_layout
 from .writing import DIFFUSERS_STEM, WrittenWeights, check_free_space, new_folder, write_shards
 
+READ_AT_ONCE = 16  # tensors; opening a file for every one would take longer than reading it
 LORA_DICT = "generator_lora"  # the one of several LoRAs in a file that belongs to the generator
 
 
@@ -221,20 +222,30 @@ def _written_dtype(key: str, dtype: torch.dtype) -> torch.dtype:
 
 def _write_transformer(folder: Path, plan: _Plan, lora: Lora | None) -> WrittenWeights:
     def read(keys: list[str]) -> dict[str, torch.Tensor]:
-        originals = [plan.layout.keys[key] for key in keys]
-        held = plan.checkpoint.read(originals, dict_name=plan.layout.dict_name)
-        matrices = {} if lora is None else lora.matrices(keys)
-        tensors = {}
-        for key, original in zip(keys, originals, strict=True):
-            tensor = held[original]
-            if key in matrices:
-                tensor = merge_lora(tensor, *matrices[key], lora.scale(key))
-            tensors[key] = tensor.to(plan.infos[key].dtype)
-        return tensors
+        """A shard."""
+        groups = (keys[begin : begin + READ_AT_ONCE] for begin in range(0, len(keys), READ_AT_ONCE))
+        return {key: tensor for group in groups for key, tensor in _written_tensors(plan, group, lora).items()}
 
     weights = write_shards(folder, plan.infos, read, stem=DIFFUSERS_STEM)
     plan.model.save_config(folder)
     return weights
+
+
+def _written_tensors(plan: _Plan, keys: list[str], lora: Lora | None) -> dict[str, torch.Tensor]:
+    """Some weights as they are to be written: merged, and of their dtype.
+
+    All are copies: one tensor that is mapped keeps in memory whatever was read of its file.
+    """
+    originals = plan.checkpoint.read((plan.layout.keys[key] for key in keys), dict_name=plan.layout.dict_name)
+    matrices = {} if lora is None else lora.matrices(keys)
+    tensors = {}
+    for key in keys:
+        tensor, dtype = originals[plan.layout.keys[key]], plan.infos[key].dtype
+        if key in matrices:
+            tensors[key] = merge_lora(tensor, *matrices[key], lora.scale(key)).to(dtype)
+        else:
+            tensors[key] = tensor.to(dtype, copy=True)
+    return tensors
 
 
 def _write_pipeline(folder: Path, plan: _Plan) -> None:

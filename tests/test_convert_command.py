@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import resource
 import shutil
 
@@ -175,6 +176,15 @@ def test_a_disk_that_fills_up_while_the_base_is_copied_leaves_nothing(workspace,
     given, command = workspace
     monkeypatch.setattr(shutil, "copyfile", copyfile)
     assert "No space left on device" in fails_cleanly(given, command, capsys)
+
+
+def test_a_link_to_another_disk_is_told_and_leaves_nothing(workspace, capsys, monkeypatch):
+    def link(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(source), None, str(target))
+
+    given, command = workspace
+    monkeypatch.setattr(os, "link", link)
+    assert "another disk. Copy the base instead" in fails_cleanly(given, [*command, "--link"], capsys)
 
 
 def test_too_small_a_disk_is_told_before_anything_is_written(workspace, capsys, monkeypatch):

@@ -92,7 +92,7 @@ def test_longlives_size_with_its_lora_converts_in_minutes_and_little_memory(larg
     num_bytes, seconds = run_measured([*arguments, "--base", paths["base"], "-o", paths["out"]])
     print(f"{seconds:.0f} s, peak {num_bytes / 1e9:.2f} GB")
     assert len(linears) == 300 and seconds < 600
-    assert num_bytes < 3e9  # a shard of 1 GB as it is read, the same merged, and the program itself; the file has 5.7
+    assert num_bytes < 2e9  # a shard of 1 GB, what is being merged, and the program itself; the file has 5.7
 
     out = open_checkpoint(large_files / "out/transformer")
     read = {name: open_checkpoint(large_files / name) for name in ("base.pt", "lora.pt")}
