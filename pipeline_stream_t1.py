@@ -37,7 +37,7 @@ from .models.pixels import OUTPUT_TYPES, stack, thumbnail, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
-from .rewards.base import Reward, as_component
+from .rewards.base import as_component
 from .rewards.chat import RewardChat  # noqa: F401
 from .rewards.clip import CLIPScoreReward  # noqa: F401
 from .rewards.combining import WeightedReward  # noqa: F401
@@ -272,34 +272,6 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
     @property
     def attention_kwargs(self) -> dict[str, float] | None:
         return self._attention_kwargs
-
-    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
-        super().enable_model_cpu_offload(gpu_id, device)
-        self._offload_rewards(self._offload_device)
-
-    def enable_sequential_cpu_offload(
-        self, gpu_id: int | None = None, device: torch.device | str | None = None
-    ) -> None:
-        super().enable_sequential_cpu_offload(gpu_id, device)
-        self._offload_rewards(self._offload_device)
-
-    def enable_group_offload(
-        self,
-        onload_device: torch.device,
-        *args: object,
-        exclude_modules: str | list[str] | None = None,
-        **kwargs: object,
-    ) -> None:
-        excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or [])
-        excluded += [name for name in self._exclude_from_cpu_offload if name not in excluded]
-        super().enable_group_offload(onload_device, *args, exclude_modules=excluded, **kwargs)
-        self._offload_rewards(torch.device(onload_device))
-
-    def _offload_rewards(self, device: torch.device) -> None:
-        """Rewards move whole: to the device for a call, and back to the CPU after it."""
-        for reward in (self.image_reward, self.video_reward):
-            if isinstance(reward, Reward):
-                reward.offload(device)
 
     @torch.no_grad()
     def __call__(

@@ -20,6 +20,7 @@ class HooksMixin:
         """
         _check_accelerator("enable_model_cpu_offload", device)
         super().enable_model_cpu_offload(gpu_id, device)
+        self._offload_rewards(self._offload_device)
 
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None
@@ -31,8 +32,15 @@ class HooksMixin:
         """
         _check_accelerator("enable_sequential_cpu_offload", device)
         super().enable_sequential_cpu_offload(gpu_id, device)
+        self._offload_rewards(self._offload_device)
 
-    def enable_group_offload(self, onload_device: torch.device | str, *args: object, **kwargs: object) -> None:
+    def enable_group_offload(
+        self,
+        onload_device: torch.device | str,
+        *args: object,
+        exclude_modules: str | list[str] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Groups of layers are on the accelerator by turns, with `use_stream=True` while others compute.
 
         Raises:
@@ -40,7 +48,17 @@ class HooksMixin:
         """
         if torch.device(onload_device).type != "cpu":
             _check_accelerator("enable_group_offload", onload_device)
-        super().enable_group_offload(torch.device(onload_device), *args, **kwargs)
+        excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or [])
+        excluded += [name for name in self._exclude_from_cpu_offload if name not in excluded]
+        super().enable_group_offload(torch.device(onload_device), *args, exclude_modules=excluded, **kwargs)
+        self._offload_rewards(torch.device(onload_device))
+
+    def _offload_rewards(self, device: torch.device) -> None:
+        """Shipped rewards, which no hook is on, come whole for each of their calls and go back to the CPU."""
+        for name in self._exclude_from_cpu_offload:
+            reward = getattr(self, name)
+            if hasattr(reward, "offload"):
+                reward.offload(device)
 
     def load_lora_weights(
         self,
