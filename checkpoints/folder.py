@@ -9,7 +9,7 @@ under the two other names a few lines that repeat the imports.
 import ast
 import json
 import shutil
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 
 import diffusers
@@ -75,6 +75,10 @@ def check_base(index: dict[str, object]) -> None:
     if name not in (PIPELINE[1], "WanPipeline"):
         kind = "an image-to-video model" if "ImageToVideo" in str(name) else "another pipeline"
         raise ValueError(f"These components are of {kind}, `{name}`. {WANTED}")
+    _refuse_wan_22(index)
+
+
+def _refuse_wan_22(index: dict[str, object]) -> None:
     if _is_component(index.get("transformer_2")) or index.get("expand_timesteps") or index.get("boundary_ratio"):
         raise ValueError(f"These components are of a Wan 2.2 model. {WANTED}")
 
@@ -90,7 +94,7 @@ class FolderMixin:
     def save_pretrained(self, save_directory: str | PathLike, *options: object, **named_options: object) -> None:
         """`DiffusionPipeline.save_pretrained`, and the code with which the folder loads anywhere."""
         write_code(save_directory)
-        super().save_pretrained(save_directory, *options, **named_options)
+        super().save_pretrained(fspath(save_directory), *options, **named_options)  # to push, it splits a string
 
     def to_json_string(self) -> str:
         """`model_index.json`, with the class as the loader of remote code reads it and no path of this machine."""
@@ -110,6 +114,12 @@ class FolderMixin:
         # Of `DiffusionPipeline.from_pretrained`, all that comes by here is this: the check for remote code.
         check_base(config_dict)
         return super().extract_init_dict(config_dict, **kwargs)
+
+    def register_to_config(self, **entries: object) -> None:
+        # Of `DiffusionPipeline.from_pipe`, all that comes by here is what else the other pipeline's config has, each
+        # name with `_` before it.
+        _refuse_wan_22({name.removeprefix("_"): value for name, value in entries.items()})
+        super().register_to_config(**entries)
 
     @classmethod
     def from_pipe(cls, pipeline: object, **kwargs: object) -> "FolderMixin":

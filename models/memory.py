@@ -115,7 +115,7 @@ class LayerContext:
     what the block records in it would be lost.
     """
 
-    table: torch.Tensor  # (L of the chunk, D / 2) complex: the rotary embedding of its own tokens
+    table: torch.Tensor  # (L of the chunk, D / 2, 2): the rotary embedding of its own tokens
     key: torch.Tensor | None  # (1, L of the context, N, D), rotated; None for the first chunk
     value: torch.Tensor | None
     recorded_keys: tuple[torch.Tensor, ...]  # B of (L, N, D): filled in a clean pass, else empty
@@ -159,7 +159,7 @@ class ChunkContext:
         prompt: PromptMemory,
         record: "ChunkRecord | None" = None,
     ) -> None:
-        self.table = table  # (L of the chunk, D / 2) complex
+        self.table = table  # (L of the chunk, D / 2, 2)
         self.key, self.value = key, value  # (layers, L of the context, N, D)
         self.prompt = prompt
         self.record = record
