@@ -55,10 +55,11 @@ class HooksMixin:
         self._offload_rewards(onload_device)
 
     def _offload_rewards(self, device: torch.device) -> None:
-        """Rewards that can move whole: to the device for a call of theirs, and back to the CPU after it."""
+        """Shipped rewards, which no hook is on, come whole for each of their calls and go back to the CPU."""
         for name in self._exclude_from_cpu_offload:
-            if hasattr(getattr(self, name), "offload"):
-                getattr(self, name).offload(device)
+            reward = getattr(self, name)
+            if hasattr(reward, "offload"):
+                reward.offload(device)
 
     def load_lora_weights(
         self,

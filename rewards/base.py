@@ -151,7 +151,8 @@ class Reward(torch.nn.Module):
     def _score_checked(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> RewardOutput:
         """The scores of clips that were checked: micro-batch after micro-batch."""
         outputs: list[RewardOutput] = []
-        begin, size, first_size = 0, self.micro_batch_size or len(frames), self.micro_batch_size or len(frames)
+        first_size = self.micro_batch_size or len(frames)
+        begin, size = 0, first_size
         while begin < len(frames):
             rows = slice(begin, begin + size)
             try:
@@ -168,7 +169,7 @@ class Reward(torch.nn.Module):
         if size < first_size:
             self.micro_batch_size = size
             logger.warning(
-                f"{type(self).__name__} ran out of device memory with {first_size} clips per forward; from now on "
+                f"{type(self).__name__} ran out of device memory with a micro-batch of {first_size}; from now on "
                 f"`micro_batch_size` is {size}."
             )
         return outputs[0] if len(outputs) == 1 else _joined(outputs)

@@ -7,7 +7,7 @@ Built from transformers' own Qwen2-VL towers, with what the two originals do dif
 - Their `model.to(bfloat16)` rounded the rotary frequencies too, in training as in serving. The rotary embeddings here
   round them the same way whenever the model runs in a type below float32, and have no buffer that a cast could touch.
 
-Axes: B sequences, L tokens, D hidden size, R reward tokens, P patches, H heads.
+Axes: B sequences, L tokens, D hidden size, R reward tokens, P patches.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -125,17 +125,22 @@ class Qwen2VLRewardModel(nn.Module):
             grid_thw: (pictures or clips, 3), patches along time, height and width.
 
         Raises:
-            ValueError: padding is not on the right, or a sequence has not each reward token once, in order.
+            ValueError: padding is not on the right, a sequence has not each reward token once, in order, or there are
+                more or fewer placeholders than patches.
         """
         if bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
             raise ValueError("`attention_mask` has padding before a token; batches are padded on the right.")
         places = self._reward_places(input_ids)
         hidden_states = self.language_model.embed_tokens(input_ids)
-        pixel_states = self.visual(
-            pixel_values.to(self.visual.dtype), grid_thw=grid_thw
-        ).pooler_output  # merged, (., D)
-        is_pixel = (input_ids == self.pixel_token_id)[..., None].expand_as(hidden_states)
-        hidden_states = hidden_states.masked_scatter(is_pixel, pixel_states.to(hidden_states))
+        pixel_values = pixel_values.to(self.visual.dtype)
+        merged = self.visual(pixel_values, grid_thw=grid_thw).pooler_output  # (merged patches, D)
+        is_pixel = input_ids == self.pixel_token_id
+        if int(is_pixel.sum()) != len(merged):
+            raise ValueError(
+                f"`input_ids` has {int(is_pixel.sum())} placeholder tokens for {len(merged)} merged patches; give one "
+                "for each."
+            )
+        hidden_states = hidden_states.masked_scatter(is_pixel[..., None], merged.to(hidden_states))
         # A causal mask alone keeps the padding out, since it is on the right: no token before it can see it.
         hidden_states = self.language_model(
             inputs_embeds=hidden_states, position_ids=self.positions(input_ids, grid_thw), use_cache=False
@@ -180,10 +185,8 @@ class RoundedTextRotary(Qwen2VLRotaryEmbedding):
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         frequencies = self.frequencies.to(hidden_states.dtype).to(hidden_states.device).float()
         angles = position_ids[..., None].float() * frequencies  # (3, B, L, head dim / 2)
-        tables = (
-            self.recomposition_frequencies(table).to(hidden_states.dtype) for table in (angles.cos(), angles.sin())
-        )
-        return tuple(tables)
+        cos, sin = self.recomposition_frequencies(angles.cos()), self.recomposition_frequencies(angles.sin())
+        return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
 
 
 class RoundedVisionRotary(Qwen2VLVisionRotaryEmbedding):
@@ -200,8 +203,9 @@ class RoundedVisionRotary(Qwen2VLVisionRotaryEmbedding):
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         frequencies = self.frequencies.to(hidden_states)
-        angles = position_ids[..., None].to(hidden_states.dtype) * frequencies  # (2, P, head dim / 4)
-        return tuple(self.recomposition_frequencies(table).float() for table in (angles.cos(), angles.sin()))
+        angles = position_ids[..., None].to(hidden_states.dtype) * frequencies  # (P, 2, head dim / 4)
+        cos, sin = self.recomposition_frequencies(angles.cos()), self.recomposition_frequencies(angles.sin())
+        return cos.float(), sin.float()
 
 
 def read_config(config: Mapping) -> Qwen2VLConfig:

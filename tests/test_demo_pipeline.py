@@ -139,6 +139,12 @@ def test_the_example_of_a_reward_finds_what_it_searches():
     assert searched > plain
 
 
+def test_the_example_that_watches_other_rewards_records_every_chunk():
+    watched = load_example("search_one_watch_others").main()
+    assert {name: len(scores) for name, scores in watched.items()} == {"legibility": 5, "sharpness": 5, "seam": 5}
+    assert all(len(set(scores)) > 1 for scores in watched.values())
+
+
 def test_the_example_of_a_memory_policy_keeps_sinks():
     sinks = load_example("own_memory_policy").main()
     assert sinks[0] == 0 and all(sink % 3 == 0 for sink in sinks)

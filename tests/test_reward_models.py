@@ -141,6 +141,25 @@ def test_a_sequence_without_its_reward_tokens_is_refused():
         model(**case)
 
 
+def test_more_or_fewer_placeholders_than_patches_are_refused():
+    model, case, _ = reference_model("hpsv3")
+    case["input_ids"][0, case["input_ids"][0] == 290] = 5
+    with pytest.raises(ValueError, match="4 placeholder tokens for 10 merged patches"):
+        model(**case)
+
+
+def test_in_bfloat16_vision_angles_are_those_of_the_originals_arithmetic():
+    """There an angle is the product of a position and a rounded frequency, rounded, and so are its cosine and sine."""
+    rotary = random_model("hpsv3", byte_tokenizer(("<|Reward|>",))).visual.rotary_pos_emb
+    positions = torch.tensor([[41, 17], [3, 40]])  # row and column of two patches
+    cos, sin = rotary(torch.zeros(2, 32, dtype=torch.bfloat16), positions)
+    table = torch.outer(torch.arange(42, dtype=torch.bfloat16), rotary.frequencies.bfloat16())
+    angles = torch.cat([table[positions[:, 0]], table[positions[:, 1]]], dim=1)  # (2, head dim / 2)
+    assert torch.equal(cos, angles.cos().float().repeat(1, 2)) and torch.equal(sin, angles.sin().float().repeat(1, 2))
+    exact = rotary(torch.zeros(2, 32), positions)[0]
+    assert (cos - exact).abs().max() > 1e-3
+
+
 def test_weights_that_do_not_fit_name_the_keys():
     config, state_dict, _, _ = reference_case("hpsv3")
     without = {key: tensor for key, tensor in state_dict.items() if key != "model.norm.weight"}

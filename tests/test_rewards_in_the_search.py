@@ -72,8 +72,14 @@ def test_converted_folders_are_taken_in_place_of_components(toy_pipeline, folder
         StreamT1Pipeline(**{**toy_pipeline.components, "image_reward": str(tmp_path)})
 
 
+@pytest.fixture
+def as_accelerator(monkeypatch):
+    """The CPU in the place of an accelerator, for modes that refuse to go without one."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
+
+
 @pytest.mark.parametrize("mode", ["model", "group"])
-def test_offload_modes_bring_rewards_for_a_call_and_take_them_away_after_it(embeds, folders, mode):
+def test_offload_modes_bring_rewards_for_a_call_and_take_them_away_after_it(embeds, folders, mode, as_accelerator):
     models = (toy_transformer(), toy_vae(z_dim=4))  # hooks stay on them
     pipe = StreamT1Pipeline(None, None, *models, FewStepFlowMatchScheduler(), **folders)
     pipe.set_progress_bar_config(disable=True)
@@ -91,7 +97,7 @@ def test_offload_modes_bring_rewards_for_a_call_and_take_them_away_after_it(embe
     assert len(moves["video_reward"]) == 6  # and for the last beams
 
 
-def test_sequential_offload_takes_rewards_whole():
+def test_sequential_offload_takes_rewards_whole(as_accelerator):
     pipe = StreamT1Pipeline(None, None, None, None, FewStepFlowMatchScheduler(), image_reward=hpsv3_reward())
     pipe.enable_sequential_cpu_offload(device="cpu")
     moves = []
