@@ -165,6 +165,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         default_height, default_width: pixels, when a call names none.
         memory: the policy when a call names none, one of those in `search/memory_sinking.py` or its config; default
             `RewardRoutedSink()`.
+        reward_sources: Hub ids of the rewards with which the pipeline was saved. None is loaded by itself.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -189,8 +190,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         default_height: int = 480,
         default_width: int = 832,
         memory: MemoryPolicy | dict | None = None,
+        reward_sources: dict | None = None,
     ) -> None:
         super().__init__()
+        self.register_to_config(reward_sources=reward_sources)
         check_whole_number("chunk_frames", chunk_frames, least=1)
         check_chunk_multiple("window_frames", window_frames, chunk_frames)
         check_chunk_multiple("sink_frames", sink_frames, chunk_frames)
@@ -234,6 +237,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         super().__setattr__(name, value)
         if name in SAVED_AS:
             self.register_to_config(**{name: (None, None) if value is None else SAVED_AS[name]})
+        if getattr(value, "source", None) is not None and name in ("image_reward", "video_reward"):
+            self.register_to_config(reward_sources={**(self.config.reward_sources or {}), name: value.source})
 
     @property
     def geometry(self) -> VideoGeometry:
@@ -486,7 +491,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             check_readable(name, reward, None not in request.reward_prompts(), self.vae is not None)
             check_request(reward, [text or "" for text in request.reward_prompts()], settings.num_beams)
             if reward is None and settings.num_beams * settings.num_candidates > 1:
-                logger.warning(f"There is no `{name}`: it scores 0.")
+                source = (self.config.reward_sources or {}).get(name)
+                hint = f" The pipeline was saved with the one of `{name}={source!r}`." if source else ""
+                logger.warning(f"There is no `{name}`: it scores 0.{hint}")
         self._num_timesteps = self._set_timesteps(request.num_inference_steps, request.sigmas, device)
         num_chunks = request.horizon
         if num_chunks is None:
