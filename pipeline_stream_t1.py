@@ -17,7 +17,7 @@ L text tokens.
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline, SchedulerMixin, WanTr
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
@@ -71,6 +71,7 @@ from .search.noise_propagation import (
     propagate_noise,
     split_evenly,
 )
+from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineOutput
 from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise
 from .search.request import VideoRequest
 from .search.reward_pruning import fuse_scores, keep_best, normalize_scores, order_by
@@ -94,52 +95,6 @@ SAVED_AS = {
     "image_reward": (None, None),
     "video_reward": (None, None),
 }
-
-
-@dataclass
-class StreamT1PipelineOutput(BaseOutput):
-    """Videos and how they were found.
-
-    Args:
-        frames: prompt-major, the best first. "np": (B, F, H, W, 3) float in [0, 1]; "pt": (B, F, 3, H, W) likewise;
-            "pil": B lists of F pictures; "latent": (B, C, F, h, w) in the model's space. When a run was interrupted
-            and its videos differ in length, a list of B.
-        traces: one per prompt.
-    """
-
-    frames: np.ndarray | torch.Tensor | list
-    traces: list[SearchTrace]
-
-    @property
-    def trace(self) -> SearchTrace:
-        """The trace of a call with one prompt."""
-        if len(self.traces) != 1:
-            raise AttributeError(f"`trace` is for one prompt; this output has {len(self.traces)}: use `traces[i]`.")
-        return self.traces[0]
-
-
-@dataclass(frozen=True, eq=False)
-class StreamChunk:
-    """A chunk that can change no more."""
-
-    index: int
-    # "np": (F, H, W, 3) float in [0, 1]; "pt": (F, 3, H, W) likewise; "pil": F pictures; "latent": (C, F, h, w)
-    frames: np.ndarray | torch.Tensor | list
-    trace: SearchTrace  # of the search so far; it goes on growing
-
-
-class NoCandidateLeftError(RuntimeError):
-    """Every candidate of a chunk was lost. Carries what was finished before.
-
-    Attributes:
-        trace: of the prompt whose search ended here.
-        frames: the videos of all prompts so far, in the form of `StreamT1PipelineOutput.frames`.
-    """
-
-    def __init__(self, message: str, trace: SearchTrace) -> None:
-        super().__init__(message)
-        self.trace = trace
-        self.frames: np.ndarray | torch.Tensor | list = []
 
 
 class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoaderMixin):

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tiny_rewards import NORMALIZATION, TEMPLATES, hpsv3_reward, videoalign_reward
 
 from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
-from stream_t1.rewards import ExposureReward, GatedReward, HPSv3Reward, VideoAlignReward
+from stream_t1.rewards import ExposureReward, GatedReward, HPSv3Reward, VideoAlignReward, loading
 
 SEARCH = {"num_frames": 21, "num_beams": 2, "num_candidates": 2, "height": 32, "width": 32, "output_type": "pt"}
 
@@ -70,6 +70,15 @@ def test_converted_folders_are_taken_in_place_of_components(toy_pipeline, folder
     assert loaded.to(torch.bfloat16).video_reward.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="is no folder here|no converted reward"):
         StreamT1Pipeline(**{**toy_pipeline.components, "image_reward": str(tmp_path)})
+
+
+def test_a_reward_of_a_hub_id_remembers_it_for_saved_pipelines(toy_pipeline, folders, monkeypatch):
+    monkeypatch.setattr(loading, "snapshot_download", lambda name, **_: folders["image_reward"])
+    toy_pipeline.image_reward = "org/hpsv3"
+    assert toy_pipeline.image_reward.source == "org/hpsv3"
+    assert json.loads(toy_pipeline.to_json_string())["reward_sources"] == {"image_reward": "org/hpsv3"}
+    toy_pipeline.video_reward = folders["video_reward"]  # a path says nothing elsewhere
+    assert toy_pipeline.config.reward_sources == {"image_reward": "org/hpsv3"}
 
 
 @pytest.fixture
