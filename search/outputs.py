@@ -49,7 +49,7 @@ class NoCandidateLeftError(RuntimeError):
         frames: the videos of all prompts so far, in the form of `StreamT1PipelineOutput.frames`.
     """
 
-    def __init__(self, message: str, trace: SearchTrace) -> None:
+    def __init__(self, message: str, trace: "trace.SearchTrace") -> None:
         super().__init__(message)
         self.trace = trace
         self.frames: np.ndarray | torch.Tensor | list = []
