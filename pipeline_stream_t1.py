@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
 # its siblings use.
 from .checkpoints.folder import FolderMixin
+from .models.alignment import align_weights
 from .models.cost import ModelCosts, weight_bytes
 from .models.hooks import HooksMixin
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
@@ -486,6 +487,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
     def _searches(self, request: VideoRequest, plan: SearchPlan) -> list[PromptSearch]:
         """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
         self._interrupt, self._attention_kwargs, self._current_timestep = False, plan.attention_kwargs, None
+        if plan.device.type == "cpu":
+            for model in (self.text_encoder, self.transformer, self.vae):
+                if model is not None:
+                    align_weights(model)
         prompt_embeds = request.prompt_embeds
         if prompt_embeds is None:
             prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
