@@ -17,7 +17,7 @@ L text tokens.
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline, SchedulerMixin, WanTr
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
@@ -71,6 +71,7 @@ from .search.noise_propagation import (
     propagate_noise,
     split_evenly,
 )
+from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineOutput
 from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise
 from .search.request import VideoRequest
 from .search.reward_pruning import fuse_scores, keep_best, normalize_scores, order_by
@@ -96,52 +97,6 @@ SAVED_AS = {
 }
 
 
-@dataclass
-class StreamT1PipelineOutput(BaseOutput):
-    """Videos and how they were found.
-
-    Args:
-        frames: prompt-major, the best first. "np": (B, F, H, W, 3) float in [0, 1]; "pt": (B, F, 3, H, W) likewise;
-            "pil": B lists of F pictures; "latent": (B, C, F, h, w) in the model's space. When a run was interrupted
-            and its videos differ in length, a list of B.
-        traces: one per prompt.
-    """
-
-    frames: np.ndarray | torch.Tensor | list
-    traces: list[SearchTrace]
-
-    @property
-    def trace(self) -> SearchTrace:
-        """The trace of a call with one prompt."""
-        if len(self.traces) != 1:
-            raise AttributeError(f"`trace` is for one prompt; this output has {len(self.traces)}: use `traces[i]`.")
-        return self.traces[0]
-
-
-@dataclass(frozen=True, eq=False)
-class StreamChunk:
-    """A chunk that can change no more."""
-
-    index: int
-    # "np": (F, H, W, 3) float in [0, 1]; "pt": (F, 3, H, W) likewise; "pil": F pictures; "latent": (C, F, h, w)
-    frames: np.ndarray | torch.Tensor | list
-    trace: SearchTrace  # of the search so far; it goes on growing
-
-
-class NoCandidateLeftError(RuntimeError):
-    """Every candidate of a chunk was lost. Carries what was finished before.
-
-    Attributes:
-        trace: of the prompt whose search ended here.
-        frames: the videos of all prompts so far, in the form of `StreamT1PipelineOutput.frames`.
-    """
-
-    def __init__(self, message: str, trace: SearchTrace) -> None:
-        super().__init__(message)
-        self.trace = trace
-        self.frames: np.ndarray | torch.Tensor | list = []
-
-
 class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoaderMixin):
     """Text to video, chunk by chunk, with a search over candidates at every chunk.
 
@@ -165,6 +120,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         default_height, default_width: pixels, when a call names none.
         memory: the policy when a call names none, one of those in `search/memory_sinking.py` or its config; default
             `RewardRoutedSink()`.
+        reward_sources: Hub ids of the rewards with which the pipeline was saved. None is loaded by itself.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -189,8 +145,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         default_height: int = 480,
         default_width: int = 832,
         memory: MemoryPolicy | dict | None = None,
+        reward_sources: dict | None = None,
     ) -> None:
         super().__init__()
+        self.register_to_config(reward_sources=reward_sources)
         check_whole_number("chunk_frames", chunk_frames, least=1)
         check_chunk_multiple("window_frames", window_frames, chunk_frames)
         check_chunk_multiple("sink_frames", sink_frames, chunk_frames)
@@ -234,6 +192,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         super().__setattr__(name, value)
         if name in SAVED_AS:
             self.register_to_config(**{name: (None, None) if value is None else SAVED_AS[name]})
+        if getattr(value, "source", None) is not None and name in ("image_reward", "video_reward"):
+            self.register_to_config(reward_sources={**(self.config.reward_sources or {}), name: value.source})
 
     @property
     def geometry(self) -> VideoGeometry:
@@ -486,7 +446,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             check_readable(name, reward, None not in request.reward_prompts(), self.vae is not None)
             check_request(reward, [text or "" for text in request.reward_prompts()], settings.num_beams)
             if reward is None and settings.num_beams * settings.num_candidates > 1:
-                logger.warning(f"There is no `{name}`: it scores 0.")
+                source = (self.config.reward_sources or {}).get(name)
+                hint = f" The pipeline was saved with the one of `{name}={source!r}`." if source else ""
+                logger.warning(f"There is no `{name}`: it scores 0.{hint}")
         self._num_timesteps = self._set_timesteps(request.num_inference_steps, request.sigmas, device)
         num_chunks = request.horizon
         if num_chunks is None:

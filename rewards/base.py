@@ -38,6 +38,7 @@ class Reward(torch.nn.Module):
     Attributes:
         reads_prompt, reads_fps: whether scores depend on them.
         kind: what a converted folder calls this reward; None for one that is in no such folder.
+        source: the Hub's id from which it was loaded, which a saved pipeline keeps.
         micro_batch_size: clips per forward; None is all that are given. Halved for good when the device's memory does
             not do.
     """
@@ -45,6 +46,7 @@ class Reward(torch.nn.Module):
     reads_prompt: bool = True
     reads_fps: bool = False
     kind: str | None = None
+    source: str | None = None
     _of_kind: dict[str, type["Reward"]] = {}
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -82,7 +84,9 @@ class Reward(torch.nn.Module):
                 f"{name_or_folder} holds a reward of kind {folder.kind!r}; {cls.__name__} loads {known or 'none'}. "
                 "`Reward.from_pretrained` loads any."
             )
-        return target.from_folder(folder, dtype=dtype, **options)
+        reward = target.from_folder(folder, dtype=dtype, **options)
+        reward.source = None if Path(name_or_folder).is_dir() else str(name_or_folder)
+        return reward
 
     @classmethod
     def from_folder(cls, folder: "loading.ConvertedFolder", *, dtype: torch.dtype | None = None) -> "Reward":

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
+from tiny_rewards import save_reward, videoalign_reward
 from transformers import UMT5EncoderModel
 
+from stream_t1.__main__ import main
 from stream_t1.demo import CHECKPOINT, load_pipeline, vocabulary_note
 from stream_t1.search import SearchTrace
 
@@ -113,13 +115,23 @@ def test_the_command_writes_a_video_and_its_trace(tmp_path):
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys, monkeypatch, arguments, message):
-    from stream_t1.__main__ import main
-
     monkeypatch.chdir(tmp_path)
     assert main([PROMPT, *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("stream-t1: ") and re.search(message, error)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_takes_another_model_and_converted_rewards(tmp_path, capsys):
+    load_pipeline().save_pretrained(tmp_path / "model")
+    reward = save_reward(videoalign_reward(), tmp_path / "videoalign")
+    arguments = ["--model", str(tmp_path / "model"), "--video-reward", str(reward), "-o", str(tmp_path / "out.mp4")]
+    assert main([PROMPT, "--num-frames", "21", *arguments]) == 0
+    trace = SearchTrace.load(tmp_path / "out.json")
+    parts = trace.chunks[0].candidates[0].parts
+    assert "video.VQ" in parts and not any(name.startswith("image") for name in parts)  # the folder brings none
+    assert main([PROMPT, "--model", str(tmp_path), "-o", str(tmp_path / "out.mp4")]) == 2
+    assert "model_index.json" in capsys.readouterr().err
 
 
 def test_a_prompt_of_unknown_words_gets_the_vocabulary():

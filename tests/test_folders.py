@@ -14,6 +14,7 @@ from stream_t1 import CausalWanTransformer3DModel, FewStepFlowMatchScheduler, St
 from stream_t1.__main__ import main
 from stream_t1.checkpoints.folder import model_index
 from stream_t1.demo import load_pipeline
+from stream_t1.rewards.base import ModuleReward
 
 ROOT = Path(stream_t1.__file__).parent
 SIZE = {"default_height": 16, "default_width": 16}
@@ -83,6 +84,19 @@ def test_a_saved_folder_holds_no_rewards_and_the_code_that_loads_it(toy_models, 
     assert StreamT1Pipeline.from_pretrained(tmp_path).video_reward is None
     for name in ("pipeline_stream_t1.py", "search/beam.py", "models/memory.py", "checkpoints/folder.py"):
         assert (tmp_path / name).read_text() == (ROOT / name).read_text()
+
+
+def test_a_saved_folder_says_from_where_its_rewards_were_loaded(toy_models, embeds, tmp_path, caplog):
+    reward = ModuleReward(torch.nn.Identity())
+    reward.source = "org/hpsv3"  # as `from_pretrained` sets it for a Hub id
+    StreamT1Pipeline(
+        None, None, *toy_models, FewStepFlowMatchScheduler(), image_reward=reward, **SIZE
+    ).save_pretrained(tmp_path)
+    loaded = StreamT1Pipeline.from_pretrained(tmp_path)
+    assert loaded.image_reward is None and loaded.config.reward_sources == {"image_reward": "org/hpsv3"}
+    loaded(prompt_embeds=embeds, num_frames=9, video_reward=brightness, output_type="latent")
+    assert "There is no `image_reward`: it scores 0. The pipeline was saved with the one of" in caplog.text
+    assert "`image_reward='org/hpsv3'`" in caplog.text
 
 
 def test_a_component_that_is_set_later_is_made_fit_and_saved_under_its_stock_name(toy_pipeline, stock_pipeline):

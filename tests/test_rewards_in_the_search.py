@@ -5,34 +5,16 @@ import json
 import pytest
 import torch
 from conftest import brightness, contrast, toy_transformer, toy_vae
-from safetensors.torch import save_file
-from tiny_rewards import NORMALIZATION, TEMPLATES, hpsv3_reward, videoalign_reward
+from tiny_rewards import hpsv3_reward, save_reward, videoalign_reward
 
 from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
-from stream_t1.rewards import ExposureReward, GatedReward, HPSv3Reward, VideoAlignReward
+from stream_t1.rewards import ExposureReward, GatedReward, HPSv3Reward, VideoAlignReward, loading
 
 SEARCH = {"num_frames": 21, "num_beams": 2, "num_candidates": 2, "height": 32, "width": 32, "output_type": "pt"}
 
 
 def seeded():
     return torch.Generator().manual_seed(0)
-
-
-def save_reward(reward, folder):
-    """A converted folder of a tiny reward, without the converter."""
-    folder.mkdir()
-    kind = reward.kind
-    tokens = [reward.chat.tokenizer.convert_ids_to_tokens(i) for i in reward.chat.reward_token_ids]
-    constants = {"num_pixels": reward.num_pixels} if kind == "hpsv3" else {"normalization": NORMALIZATION}
-    if kind == "videoalign":
-        constants |= {name: getattr(reward, name) for name in ("sample_fps", "min_pixels", "max_pixels")}
-    config = {"kind": kind, "reward_tokens": tokens, "model": reward.model.config.to_dict(), **constants}
-    (folder / "reward_config.json").write_text(json.dumps(config))
-    template = TEMPLATES[kind]
-    (folder / "template.json").write_text(json.dumps({"before": template.before, "after": template.after}))
-    save_file(reward.model.state_dict(), folder / "model.safetensors")
-    reward.chat.tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +52,15 @@ def test_converted_folders_are_taken_in_place_of_components(toy_pipeline, folder
     assert loaded.to(torch.bfloat16).video_reward.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="is no folder here|no converted reward"):
         StreamT1Pipeline(**{**toy_pipeline.components, "image_reward": str(tmp_path)})
+
+
+def test_a_reward_of_a_hub_id_remembers_it_for_saved_pipelines(toy_pipeline, folders, monkeypatch):
+    monkeypatch.setattr(loading, "snapshot_download", lambda name, **_: folders["image_reward"])
+    toy_pipeline.image_reward = "org/hpsv3"
+    assert toy_pipeline.image_reward.source == "org/hpsv3"
+    assert json.loads(toy_pipeline.to_json_string())["reward_sources"] == {"image_reward": "org/hpsv3"}
+    toy_pipeline.video_reward = folders["video_reward"]  # a path says nothing elsewhere
+    assert toy_pipeline.config.reward_sources == {"image_reward": "org/hpsv3"}
 
 
 @pytest.fixture

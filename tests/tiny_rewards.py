@@ -103,6 +103,23 @@ def videoalign_reward(**options) -> VideoAlignReward:
     )
 
 
+def save_reward(reward, folder):
+    """A converted folder of a tiny reward, without the converter."""
+    folder.mkdir()
+    kind = reward.kind
+    tokens = [reward.chat.tokenizer.convert_ids_to_tokens(i) for i in reward.chat.reward_token_ids]
+    constants = {"num_pixels": reward.num_pixels} if kind == "hpsv3" else {"normalization": NORMALIZATION}
+    if kind == "videoalign":
+        constants |= {name: getattr(reward, name) for name in ("sample_fps", "min_pixels", "max_pixels")}
+    config = {"kind": kind, "reward_tokens": tokens, "model": reward.model.config.to_dict(), **constants}
+    (folder / "reward_config.json").write_text(json.dumps(config))
+    template = TEMPLATES[kind]
+    (folder / "template.json").write_text(json.dumps({"before": template.before, "after": template.after}))
+    save_file(reward.model.state_dict(), folder / "model.safetensors")
+    reward.chat.tokenizer.save_pretrained(folder)
+    return folder
+
+
 def clips(num_clips: int, num_frames: int, height: int = 40, width: int = 48, seed: int = 0) -> torch.Tensor:
     """Smooth random clips (B, F, 3, H, W) uint8."""
     generator = torch.Generator().manual_seed(seed)
