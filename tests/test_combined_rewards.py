@@ -86,6 +86,13 @@ def test_a_gate_keeps_clips_from_the_dear_reward():
     assert results[0].parts == {"gate": pytest.approx(BRIGHT[0].item())}
 
 
+def test_a_clip_that_passes_and_cannot_be_scored_is_lost_not_gated():
+    gate = GatedReward(contrast, fails_on_dark, bound=0.0, at_least=1)
+    results = score_clips(gate, CLIPS, "", 16.0, name="video_reward")
+    assert results[0].score is None and results[0].gated is None and "too dark" in results[0].problem
+    assert all(result.problem is None for result in results[1:])
+
+
 def test_at_least_so_many_pass_a_gate_the_best_of_the_others_first():
     assert passing([0.1, 0.4, 0.2, 0.3], bound=0.35, at_least=2) == [1, 3]
     assert passing([0.1, 0.4, 0.2, 0.3], bound=0.15, at_least=2) == [1, 2, 3]

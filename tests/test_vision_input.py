@@ -32,6 +32,12 @@ def test_hpsv3_resizes_as_the_original(row):
     assert list(resized_size(row["height"], row["width"], factor=28, **bounds)) == row["resized"]
 
 
+@pytest.mark.parametrize("num_frames, num_sampled", [(88, 12), (104, 12), (7000, 768)])
+def test_the_number_of_sampled_frames_is_even_and_bounded(num_frames, num_sampled):
+    # 5.5 seconds at 2 fps are 11 frames, 5.5 pairs, which round to 6; 6.5 pairs round to 6 too. 768 are the most.
+    assert len(sampled_indices(num_frames, 16.0, 2.0)) == num_sampled
+
+
 def test_a_clip_of_one_frame_is_repeated():
     assert sampled_indices(1, 16.0, 2.0) == [0, 0]
 
