@@ -262,7 +262,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         image_reward: RewardFunction | str | bool | None = None,
         video_reward: RewardFunction | str | bool | None = None,
         reward_prompt: str | list[str] | None = None,
-        monitors: dict[str, RewardFunction] | None = None,
+        monitors: dict[str, RewardFunction | str] | None = None,
         short_weight_cap: float = 0.4,
         score_normalization: str | None = None,
         reward_window: int = 10,
@@ -443,6 +443,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         self.check_inputs(request, memory, height, width)
         rewards = {"image_reward": image_reward, "video_reward": video_reward}
         watched = {f"monitors[{name!r}]": reward for name, reward in (request.monitors or {}).items()}
+        watched = {name: resolve_reward(name, reward, None, device) for name, reward in watched.items()}
         for name, reward in (rewards | watched).items():
             check_readable(name, reward, None not in request.reward_prompts(), self.vae is not None)
             check_request(reward, [text or "" for text in request.reward_prompts()], settings.num_beams)
@@ -463,7 +464,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             policy=memory,
             image_reward=image_reward,
             video_reward=video_reward,
-            monitors=request.monitors or {},
+            monitors=dict(zip(request.monitors or {}, watched.values(), strict=True)),
             num_frames=request.num_frames,
             num_chunks=num_chunks,
             size=(height, width),

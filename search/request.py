@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 
@@ -34,7 +35,7 @@ class VideoRequest:
     image_reward: Callable | str | bool | None
     video_reward: Callable | str | bool | None
     reward_prompt: str | list[str] | None
-    monitors: dict[str, Callable] | None
+    monitors: dict[str, Callable | str] | None
     short_weight_cap: float
     score_normalization: str | None
     reward_window: int
@@ -97,16 +98,17 @@ class VideoRequest:
     def check_monitors(self) -> None:
         """
         Raises:
-            TypeError: they are no rewards under names.
+            TypeError: they are no rewards, folders or Hub ids under names.
         """
         monitors = {} if self.monitors is None else self.monitors
         if not isinstance(monitors, dict) or not all(isinstance(name, str) for name in monitors):
             raise TypeError(f"`monitors` is {monitors!r}; it must be a dict of names to rewards.")
         for name, reward in monitors.items():
-            if not callable(reward):
+            if not callable(reward) and not isinstance(reward, str | Path):
                 given = f"a {type(reward).__name__}"
                 raise TypeError(
-                    f"`monitors[{name!r}]` is {given}; it must be a callable `reward(frames, prompt, fps)`."
+                    f"`monitors[{name!r}]` is {given}; it must be a callable `reward(frames, prompt, fps)`, or the "
+                    "folder or Hub id of a converted reward."
                 )
 
     def check_stream(self) -> None:

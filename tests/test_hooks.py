@@ -15,6 +15,7 @@ import torch
 import torchao.quantization as quantization
 from diffusers import WanTransformer3DModel
 from diffusers.hooks import FirstBlockCacheConfig
+from diffusers.models.attention_dispatch import attention_backend
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,6 +36,13 @@ def video(pipe: StreamT1Pipeline, **arguments) -> torch.Tensor:
     output = pipe(PROMPT, num_frames=69, memory=APPENDS, generator=generator, output_type="latent", **arguments)
     assert len(output.trace.chunks[-1].sinks[0]) == 3
     return output.frames
+
+
+@pytest.fixture(autouse=True)
+def _backend_of_before():
+    """`set_attention_backend` of one model sets it for every other in the process, too."""
+    with attention_backend():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,13 @@ def test_converted_folders_are_taken_in_place_of_components(toy_pipeline, folder
         StreamT1Pipeline(**{**toy_pipeline.components, "image_reward": str(tmp_path)})
 
 
+def test_a_converted_reward_watches_by_its_folder(toy_pipeline, embeds, folders):
+    watch = {"watched": folders["video_reward"]}
+    rewards = {"image_reward": brightness, "video_reward": contrast}
+    output = toy_pipeline(prompt_embeds=embeds, reward_prompt="a dog", monitors=watch, **SEARCH, **rewards)
+    assert [len(values) for values in output.trace.monitors["watched.VQ"]] == [2, 2]
+
+
 def test_a_reward_of_a_hub_id_remembers_it_for_saved_pipelines(toy_pipeline, folders, monkeypatch):
     monkeypatch.setattr(loading, "snapshot_download", lambda name, **_: folders["image_reward"])
     toy_pipeline.image_reward = "org/hpsv3"
