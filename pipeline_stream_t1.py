@@ -50,6 +50,7 @@ from .rewards.pixel_statistics import ChunkSeamReward  # noqa: F401
 from .rewards.qwen2_vl import Qwen2VLRewardModel  # noqa: F401
 from .rewards.resizing import resize_as_pil  # noqa: F401
 from .rewards.scoring import (
+    RewardFormatError,
     RewardFunction,
     RewardScore,
     check_readable,
@@ -324,7 +325,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         """
         arguments = {name: value for name, value in locals().items() if name != "self"}
         request = VideoRequest(**arguments)
-        searches = self._searches(request, self._plan(request))
+        plan, self._interrupt = self._plan(request), False
+        searches = self._searches(request, plan)
         try:
             self._run(searches)
         except NoCandidateLeftError as error:
@@ -360,8 +362,11 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         call = inspect.signature(self.__call__).bind(*args, **arguments)
         call.apply_defaults()
         request = VideoRequest(**call.arguments, horizon=horizon)
-        request.check_stream()
-        return self._stream(request, self._plan(request))
+        request.check_end()
+        plan = self._plan(request)
+        request.check_single()
+        self._interrupt = False
+        return self._stream(request, plan)
 
     @torch.no_grad()
     def _stream(self, request: VideoRequest, plan: SearchPlan) -> Iterator[StreamChunk]:
@@ -382,7 +387,6 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             for index in range(num_given, search.chunk_index):
                 yield _stream_chunk(search, search.best_beams()[0], index, request.output_type)
         except NoCandidateLeftError as error:
-            search.settle_by_score()
             error.frames = _videos(searches, request.output_type, num_given)
             raise
         finally:
@@ -415,15 +419,18 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         given = {name: value for name, value in sizes.items() if value is not None}
         call = inspect.signature(self.__call__).bind(**given, **arguments)
         call.apply_defaults()
-        num_tokens = call.arguments["max_sequence_length"]
-        prompt_embeds = torch.empty(1, num_tokens, self.transformer.config.text_dim, device="meta")
+        given = call.arguments["prompt_embeds"]
+        num_tokens = call.arguments["max_sequence_length"] if given is None else given.shape[1]
+        text_dim = 1 if self.transformer is None else self.transformer.config.text_dim
+        prompt_embeds = torch.empty(1, num_tokens, text_dim, device="meta")
         request = VideoRequest(
             **call.arguments | {"prompt": None, "prompt_embeds": prompt_embeds, "reward_prompt": ""}
         )
         plan = self._plan(request)
         models = {**self.components, "image_reward": plan.image_reward, "video_reward": plan.video_reward}
         models |= {f"monitors[{name!r}]": monitor for name, monitor in plan.monitors.items()}
-        weights = {name: weight_bytes(model) for name, model in models.items() if isinstance(model, torch.nn.Module)}
+        modules = {id(model): name for name, model in reversed(models.items()) if isinstance(model, torch.nn.Module)}
+        weights = {name: weight_bytes(models[name]) for name in reversed(modules.values())}
         costs = ModelCosts(self.transformer, self.vae, plan.latent_shape, num_tokens)
         first_frames = self.geometry.num_frames(1)
         return estimate_run(plan, costs, weights, (first_frames, self.geometry.num_frames(2) - first_frames))
@@ -436,11 +443,11 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         """
         settings, device = request.settings(), self._execution_device
         memory = policy_from_config(self.config.memory) if request.memory is None else request.memory
-        image_reward = resolve_reward("image_reward", request.image_reward, self.image_reward, device)
-        video_reward = resolve_reward("video_reward", request.video_reward, self.video_reward, device)
         height = self.config.default_height if request.height is None else request.height
         width = self.config.default_width if request.width is None else request.width
         self.check_inputs(request, memory, height, width)
+        image_reward = resolve_reward("image_reward", request.image_reward, self.image_reward, device)
+        video_reward = resolve_reward("video_reward", request.video_reward, self.video_reward, device)
         rewards = {"image_reward": image_reward, "video_reward": video_reward}
         watched = {f"monitors[{name!r}]": reward for name, reward in (request.monitors or {}).items()}
         watched = {name: resolve_reward(name, reward, None, device) for name, reward in watched.items()}
@@ -487,7 +494,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
 
     def _searches(self, request: VideoRequest, plan: SearchPlan) -> list[PromptSearch]:
         """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
-        self._interrupt, self._attention_kwargs, self._current_timestep = False, plan.attention_kwargs, None
+        self._attention_kwargs, self._current_timestep = plan.attention_kwargs, None
         if plan.device.type == "cpu":
             for model in (self.text_encoder, self.transformer, self.vae):
                 if model is not None:
@@ -496,7 +503,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         if prompt_embeds is None:
             prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
         prompt_embeds = prompt_embeds.to(plan.device, plan.dtype)
-        reward_prompts, generators = request.reward_prompts(), request.generators()
+        prompts, reward_prompts, generators = request.prompts(), request.reward_prompts(), request.generators()
         return [
             PromptSearch(
                 plan=plan,
@@ -505,7 +512,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
                 reward_prompt=reward_prompts[row] or "",
                 noise=None if request.latents is None else request.latents[row],
                 trace=SearchTrace(
-                    config={"prompt": reward_prompts[row], **plan.as_config()},
+                    config={"prompt": prompts[row], "reward_prompt": reward_prompts[row], **plan.as_config()},
                     seed=base_seed(generators[row], plan.settings.candidate_seeds),
                     fps=float(self.config.fps),
                     version=__version__,
@@ -555,6 +562,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             return False
         if plan.decodes_all:
             candidates = self._decode(search, candidates, alive_indices(candidates), work)
+        shown = [thumbnail(c.frames) if plan.has_thumbnails and c.frames is not None else None for c in candidates]
         candidates = self._score(search, candidates, work)
         ranked = keep_best([candidate.score for candidate in candidates], len(candidates))
         kept = search.agreeing(candidates, ranked)[: plan.settings.num_beams]
@@ -568,13 +576,13 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             kept = [index for index in kept if candidates[index].lost is None]
         if not kept:
             lost = next(candidate.lost for candidate in candidates if candidate.lost is not None)
+            search.settle_by_score()
             raise NoCandidateLeftError(
                 f"No candidate of chunk {search.chunk_index} is left; the first of {len(candidates)} to be lost: "
                 f"{lost}. The chunks before are in this error's `frames` and `trace`.",
                 search.trace,
             )
-        thumbnails = [thumbnail(c.frames) if plan.has_thumbnails and c.lost is None else None for c in candidates]
-        records = [CandidateTrace.of(c, i in kept, thumbnails[i]) for i, c in enumerate(candidates)]
+        records = [CandidateTrace.of(c, i in kept, shown[i]) for i, c in enumerate(candidates)]
         survivors = [candidates[index] for index in kept]
         state = candidates = None  # the losers' decoder states go before the clean pass needs the room
         monitored = self._watch(search, survivors, work)
@@ -646,7 +654,13 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
                 tensors = {"latents": latents, "prompt_embeds": search.prompt_embeds}
                 tensors = {name: tensors[name].clone() for name in plan.callback_tensor_inputs}
                 changed = plan.callback_on_step_end(self, step, timestep, tensors) or {}
-                latents = changed.get("latents", latents).to(latents)
+                replaced = changed.get("latents", latents).to(latents)
+                if replaced.shape != latents.shape:
+                    raise ValueError(
+                        f"`callback_on_step_end` gave `latents` of shape {tuple(replaced.shape)}; they must keep "
+                        f"{tuple(latents.shape)}."
+                    )
+                latents = replaced
                 if "prompt_embeds" in changed and search.change_prompt(changed["prompt_embeds"], PromptMemory()):
                     context = context.with_prompt(search.prompt_memory)
             progress.update()
@@ -720,9 +734,12 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         for name, monitor in plan.monitors.items():
             with work.timed("monitor", plan.device):
                 clips = _clips(search, survivors, plan.settings.reward_window - 1)
-                results = score_clips(
-                    monitor, clips, search.reward_prompt, search.trace.fps, name=f"monitors[{name!r}]"
-                )
+                try:
+                    results = score_clips(
+                        monitor, clips, search.reward_prompt, search.trace.fps, name=f"monitors[{name!r}]"
+                    )
+                except RewardFormatError as error:  # a mistake of its author, but nothing depends on it
+                    results = [RewardScore(None, problem=str(error))] * len(clips)
             monitored[name] = [result.score for result in results]
             for part in {part: None for result in results for part in result.parts}:
                 monitored[f"{name}.{part}"] = [result.parts.get(part) for result in results]
@@ -836,6 +853,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
         request.check_prompt(None not in (self.text_encoder, self.tokenizer), self.transformer.config.text_dim)
         request.check_monitors()
+        for per_prompt in (request.reward_prompts, request.generators):
+            per_prompt()  # raises when there are not as many as prompts
         if request.output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {request.output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
         if request.output_type != "latent" and self.vae is None:

@@ -84,8 +84,15 @@ def decode_cost(
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Of parameters and buffers; those that are shared count once."""
-    return sum(tensor.nbytes for tensor in {*model.parameters(), *model.buffers()})
+    """Of parameters and buffers; those that are shared count once, quantised ones as what they are stored in."""
+    return sum(_stored_bytes(tensor) for tensor in {*model.parameters(), *model.buffers()})
+
+
+def _stored_bytes(tensor: torch.Tensor) -> int:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.nbytes
+    names, _ = tensor.__tensor_flatten__()  # of a tensor that is made of others
+    return sum(_stored_bytes(getattr(tensor, name)) for name in names)
 
 
 class ModelCosts:

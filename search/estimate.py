@@ -139,6 +139,10 @@ def estimate_run(
     if any(scored):
         clips = candidates * max(windows if search_plan.video_reward is not None else frames) * picture
         stages["reward"] = costs.decode_bytes(0, states[1]) + 5 * clips  # 8 bits, and float32 for the reward
+    if search_plan.monitors:
+        stages["monitor"] = costs.decode_bytes(0, states[0]) + 5 * num_beams * max(windows) * picture
+    if search_plan.video_reward is not None and settings.final_selection == "video_reward":
+        stages["final selection"] = 5 * num_beams * sum(frames) * picture
     if picture:
         stages["output"] = 9 * settings.num_videos_per_prompt * sum(frames) * picture  # 8 bits, and float32 twice
     return RunEstimate(

@@ -137,7 +137,8 @@ class PromptSearch:
         """As many beams as the call asks for, in their final order; fewer, with a warning, when fewer are left."""
         wanted = self.plan.settings.num_videos_per_prompt
         if len(self.beams) < wanted:
-            logger.warning(f"{len(self.beams)} of {wanted} videos are left for a prompt: candidates were lost.")
+            reasons = "candidates were lost, or `max_lag` or a callback kept fewer"
+            logger.warning(f"{len(self.beams)} of {wanted} videos are left for a prompt: {reasons}.")
         return [self.beams[index] for index in self.trace.final.order][:wanted]
 
 

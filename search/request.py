@@ -73,6 +73,10 @@ class VideoRequest:
         words = self.prompt if self.reward_prompt is None else self.reward_prompt
         return per_prompt("reward_prompt", words, str, self.num_prompts)
 
+    def prompts(self) -> list[str | None]:
+        """What each video is of, in words; None where there are only embeddings."""
+        return per_prompt("prompt", self.prompt, str, self.num_prompts)
+
     def generators(self) -> list[torch.Generator | None]:
         """One generator, or None, for each prompt."""
         return per_prompt("generator", self.generator, torch.Generator, self.num_prompts)
@@ -111,16 +115,12 @@ class VideoRequest:
                     "folder or Hub id of a converted reward."
                 )
 
-    def check_stream(self) -> None:
-        """What `stream` asks beyond `__call__`.
+    def check_end(self) -> None:
+        """Of a stream.
 
         Raises:
-            ValueError: several videos, or an end that is not told in one way.
+            ValueError: its end is not told, or told twice.
         """
-        prompts = self.prompt_embeds if self.prompt is None else self.prompt
-        is_many = not isinstance(prompts, str | None) and len(prompts) > 1
-        if is_many or self.num_videos_per_prompt > 1:
-            raise ValueError("`stream` makes one video of one prompt; for several call the pipeline, or stream each.")
         if (self.num_frames is None) == (self.horizon is None):
             both = "neither is given" if self.horizon is None else "both are given"
             raise ValueError(
@@ -131,6 +131,14 @@ class VideoRequest:
             geometry.check_whole_number("horizon", self.horizon, least=1)
         if self.horizon is not None and self.latents is not None:
             raise ValueError("`latents` is the noise of a whole video, and an endless stream has no whole.")
+
+    def check_single(self) -> None:
+        """
+        Raises:
+            ValueError: a stream is asked for several videos.
+        """
+        if self.num_prompts > 1 or self.num_videos_per_prompt > 1:
+            raise ValueError("`stream` makes one video of one prompt; for several call the pipeline, or stream each.")
 
 
 def per_prompt(name: str, value: object, kind: type, num_prompts: int) -> list:

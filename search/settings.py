@@ -39,6 +39,11 @@ class SearchSettings:
             geometry.check_whole_number(name, getattr(self, name), least=1)
         if self.max_lag is not None:
             geometry.check_whole_number("max_lag", self.max_lag, least=0)
+            if self.max_lag == 0 and self.num_videos_per_prompt > 1:
+                raise ValueError(
+                    f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `max_lag`, 0, keeps one beam. Use "
+                    "1 video, or no `max_lag`."
+                )
         if self.num_videos_per_prompt > self.num_beams:
             raise ValueError(
                 f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and only `num_beams`, {self.num_beams}, "

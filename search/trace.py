@@ -117,9 +117,9 @@ class SearchTrace:
             del records[:-num_chunks]
 
     def save(self, path: str | PathLike) -> None:
-        """Writes the trace as JSON."""
+        """Writes the trace as JSON; what a caller gave as numpy's numbers are plain ones there."""
         with open(path, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1, allow_nan=False)
+            json.dump(asdict(self), file, indent=1, allow_nan=False, default=lambda number: number.item())
 
     @classmethod
     def load(cls, path: str | PathLike) -> "SearchTrace":

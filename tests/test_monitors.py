@@ -65,6 +65,11 @@ def test_a_monitor_that_fails_loses_no_candidate(toy_pipeline, embeds, caplog):
     assert all(candidate.lost is None for chunk in trace.chunks for candidate in chunk.candidates)
 
 
+def test_a_monitor_of_the_wrong_form_ends_no_run(toy_pipeline, embeds, caplog):
+    trace = search(toy_pipeline, embeds, monitors={"list": lambda frames, prompt, fps: [1.0] * len(frames)}).trace
+    assert trace.monitors["list"] == [[None, None]] * 5 and "must give a float tensor" in caplog.text
+
+
 @pytest.mark.parametrize(
     "monitors, error, message",
     [
@@ -93,6 +98,12 @@ def test_thumbnails_show_the_middle_frame_of_every_candidate(toy_pipeline, embed
         array = torch.from_numpy(np.asarray(picture, dtype=np.float32)).permute(2, 0, 1)
         distances = [(array - frame).abs().mean().item() for frame in seen[3]]
         assert picture.size == (16, 16) and min(distances) == distances[index]
+
+
+def test_a_candidate_that_a_reward_loses_is_shown_too(toy_pipeline, embeds):
+    nan_first = lambda frames, prompt, fps: torch.tensor([float("nan")] + [1.0] * (len(frames) - 1))  # noqa: E731
+    trace = search(toy_pipeline, embeds, image_reward=nan_first, trace_thumbnails=True).trace
+    assert trace.chunks[0].candidates[0].lost and len(pictures(trace)[0]) == 4
 
 
 def test_thumbnails_are_small_whatever_the_video_is(toy_pipeline, embeds):

@@ -163,6 +163,7 @@ def test_a_lost_search_brings_what_was_not_given_yet(toy_pipeline, embeds):
     with pytest.raises(NoCandidateLeftError) as caught:
         given.extend(chunk.frames for chunk in stream)
     assert sum(map(len, given)) + caught.value.frames.shape[1] == 33
+    assert len(caught.value.trace.final.order) == 2
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,8 @@ def test_a_lost_search_brings_what_was_not_given_yet(toy_pipeline, embeds):
         ({"horizon": 5}, "or none and a `horizon`.*both are given"),
         ({"num_frames": None, "horizon": 0, "memory": EMASink()}, "`horizon` is 0; it must be 1 or more"),
         ({"num_videos_per_prompt": 2}, "one video of one prompt"),
+        ({"num_beams": 2, "num_videos_per_prompt": 2, "max_lag": 0}, "`max_lag`, 0, keeps one beam. Use 1 video"),
+        ({"generator": [torch.Generator()] * 2}, "`generator` is a list of 2"),
         ({"max_lag": -1}, "`max_lag` is -1; it must be 0 or more"),
         ({"num_frames": 50}, "12 k - 3"),
     ],
