@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
-from . import base, resizing
+from . import base, loading, resizing
 
 CLIPSCORE_WEIGHT = 2.5  # Hessel et al. 2021
 
@@ -52,7 +52,7 @@ class ClipTextReward(base.PictureReward):
         Args:
             tokenizer: where its tokenizer is, when not beside the model.
         """
-        model = CLIPModel.from_pretrained(name_or_folder, dtype=dtype or torch.float32, use_safetensors=True)
+        model = loading.load_whole(CLIPModel, name_or_folder, dtype)
         tokenizer = AutoTokenizer.from_pretrained(tokenizer or name_or_folder)
         return cls(model, tokenizer, frame_stride=frame_stride, micro_batch_size=micro_batch_size)
 
@@ -150,7 +150,7 @@ def load_image_side(name_or_folder: str | Path, dtype: torch.dtype | None) -> CL
     Not transformers' class of the vision tower alone: that one takes the embedding's size from another place of the
     config, and where the two differ it goes on with a random projection.
     """
-    model = CLIPModel.from_pretrained(name_or_folder, dtype=dtype or torch.float32, use_safetensors=True)
+    model = loading.load_whole(CLIPModel, name_or_folder, dtype)
     model.text_model = model.text_projection = None
     return model
 

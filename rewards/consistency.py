@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, ViTModel
 
-from . import base, clip, resizing
+from . import base, clip, loading, resizing
 
 SHORTER_SIDE = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -64,9 +64,7 @@ class SubjectConsistencyReward(ConsistencyReward):
         frame_stride: int = 1,
         micro_batch_size: int | None = None,
     ) -> "SubjectConsistencyReward":
-        model = ViTModel.from_pretrained(
-            name_or_folder, dtype=dtype or torch.float32, add_pooling_layer=False, use_safetensors=True
-        )
+        model = loading.load_whole(ViTModel, name_or_folder, dtype, add_pooling_layer=False)
         return cls(model, frame_stride=frame_stride, micro_batch_size=micro_batch_size)
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Converted reward folders: what a converter wrote, and what a reward is loaded from.
+"""What a reward is loaded from: a model of transformers, or a converted reward folder.
 
     reward_config.json      the kind of reward, the model's config, the reward's constants, what it was converted from
     template.json           the words around the prompt: {"before": ..., "after": ...}
@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 CONFIG_NAME = "reward_config.json"
 TEMPLATE_NAME = "template.json"
@@ -96,6 +96,35 @@ def open_folder(name_or_folder: str | Path) -> ConvertedFolder:
         )
     config = json.loads(config_path.read_text(encoding="utf-8"))
     return ConvertedFolder(path, config.get("kind", "unknown"), config)
+
+
+def load_whole(
+    model_class: type[PreTrainedModel], name_or_folder: str | Path, dtype: torch.dtype | None, **options: object
+) -> PreTrainedModel:
+    """A model of transformers, from safetensors, in float32 unless told otherwise.
+
+    transformers itself fills with random numbers what a folder does not have, and says so in its log alone.
+
+    Raises:
+        ValueError: weights are missing, or of another shape: it is another model, or not all of one.
+    """
+    model, found = model_class.from_pretrained(
+        name_or_folder,
+        dtype=dtype or torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are told below, with the others
+        output_loading_info=True,
+        **options,
+    )
+    absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if absent:
+        model_type = model_class.config_class.get_config_dict(name_or_folder)[0].get("model_type")
+        raise ValueError(
+            f"{name_or_folder} holds no whole {model_class.__name__}: its config says {model_type!r}, and "
+            f"{', '.join(absent[:3])} are missing or of another shape, {len(absent)} such weights. Give the model "
+            "that this reward is made for."
+        )
+    return model
 
 
 def _download(name: str) -> Path:

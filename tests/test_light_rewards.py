@@ -1,10 +1,12 @@
 """Light rewards on tiny random CLIP and DINO models of the real classes, and on pixels alone."""
 
 import math
+import shutil
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_rewards import clips, save_layers, save_tiny_clip, save_tiny_dino
 from torch.nn import functional
 from transformers import CLIPImageProcessorPil, CLIPModel
@@ -52,6 +54,29 @@ def cosines(folder):
             picture = model.get_image_features(clip_pixels(frame[None], 32)).pooler_output[0]
             table[i, j] = picture @ text / picture.norm() / text.norm()
     return table.detach()
+
+
+@pytest.mark.parametrize("reward", [CLIPScoreReward, PickScoreReward, BackgroundConsistencyReward])
+def test_a_reward_on_clip_refuses_a_folder_of_another_model(reward, dino_folder):
+    with pytest.raises(ValueError, match=r"no whole CLIPModel: its config says 'vit', and logit_scale, text_model"):
+        reward.from_pretrained(dino_folder)
+
+
+def test_a_reward_on_dino_refuses_a_folder_of_another_model(clip_folder):
+    with pytest.raises(ValueError, match=r"no whole ViTModel: its config says 'clip', and embeddings.cls_token"):
+        SubjectConsistencyReward.from_pretrained(clip_folder)
+
+
+@pytest.mark.parametrize("reshape", [None, lambda weight: weight[:8].clone()])
+def test_a_clip_with_projections_missing_or_of_another_shape_is_refused(clip_folder, tmp_path, reshape):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    weights = load_file(folder / "model.safetensors")
+    text, visual = (weights.pop(f"{side}_projection.weight") for side in ("text", "visual"))
+    if reshape:
+        weights |= {"text_projection.weight": reshape(text), "visual_projection.weight": reshape(visual)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="text_projection.weight, visual_projection.weight are missing or of another"):
+        PickScoreReward.from_pretrained(folder)
 
 
 def test_clipscore_is_two_and_a_half_times_the_cosine_and_never_negative(clip_folder):
