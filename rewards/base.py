@@ -4,12 +4,13 @@ Axes: B clips, F frames, H height and W width in pixels.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers.utils import logging
+from transformers import PreTrainedTokenizerBase
 
 from . import loading
 
@@ -116,12 +117,20 @@ class Reward(torch.nn.Module):
         self._work_device = None if device is None else torch.device(device)
         return self.to("cpu")
 
+    def check_prompts(self, prompts: list[str]) -> None:
+        """Called before clips are scored.
+
+        Raises:
+            ValueError: this reward can't read one of them; the message says what to change.
+        """
+
     def check_request(self, prompts: list[str], num_beams: int) -> None:
         """Called before a search begins, so that no work is lost.
 
         Raises:
             ValueError: this reward can't serve such a search; the message says what to change.
         """
+        self.check_prompts(prompts)
 
     def selected_frames(self, num_frames: int, fps: float | None) -> slice | list[int]:
         """Which frames of a clip `forward` looks at; the others are never made float."""
@@ -136,9 +145,11 @@ class Reward(torch.nn.Module):
             fps: frames per second of the clips.
 
         Raises:
-            ValueError, TypeError: no clips, or not in this form; the message says what to do.
+            ValueError, TypeError: no clips, or not in this form, or a prompt that can't be read; the message says what
+                to do.
         """
         check_clips(frames, prompt, fps, needs_fps=self.reads_fps)
+        self.check_prompts(prompt)
         frames = frames[:, self.selected_frames(frames.shape[1], fps)]
         if not self._offloads:
             return self._score_checked(frames, prompt, fps)
@@ -252,6 +263,23 @@ def check_count(name: str, value: int, least: int = 1) -> None:
     """
     if not isinstance(value, int) or value < least:
         raise ValueError(f"`{name}` is {value!r}; it must be a whole number, {least} or more.")
+
+
+def check_plain_words(prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Raises:
+        ValueError: a prompt has a token of the model's own, which would be read as such.
+    """
+    # A token of one character is a sign that a tokenizer pads with, such as "!", and stands in any text.
+    special = sorted(token for token in tokenizer.get_added_vocab() if len(token) > 1)
+    for prompt in dict.fromkeys(prompts):
+        # In small letters: CLIP's tokenizer makes all letters small before it looks for its tokens.
+        found = [token for token in special if token.lower() in prompt.lower()]
+        if found:
+            raise ValueError(
+                f"`prompt` contains {', '.join(found)}, which the reward model reads as a token of its own. Write it "
+                "another way, or give the rewards another text: `reward_prompt=...`."
+            )
 
 
 def check_clips(frames: torch.Tensor, prompt: list[str], fps: float | None, *, needs_fps: bool = False) -> None:

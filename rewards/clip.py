@@ -56,6 +56,9 @@ class ClipTextReward(base.PictureReward):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer or name_or_folder)
         return cls(model, tokenizer, frame_stride=frame_stride, micro_batch_size=micro_batch_size)
 
+    def check_prompts(self, prompts: list[str]) -> None:
+        base.check_plain_words(prompts, self.tokenizer)
+
     def similarities(self, frames: torch.Tensor, prompt: list[str]) -> torch.Tensor:
         """Cosine between each picture and its text, (N,) float32.
 

@@ -44,6 +44,11 @@ class CombinedReward(base.Reward):
                 reward.offload(device)
         return self
 
+    def check_prompts(self, prompts: list[str]) -> None:
+        for reward in self.rewards:
+            if isinstance(reward, base.Reward):
+                reward.check_prompts(prompts)
+
     def check_request(self, prompts: list[str], num_beams: int) -> None:
         for reward in self.rewards:
             if isinstance(reward, base.Reward):

@@ -69,7 +69,7 @@ class SubjectConsistencyReward(ConsistencyReward):
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         size = resizing.shorter_side_size(*pictures.shape[-2:], SHORTER_SIDE)
-        levels = functional.interpolate(pictures * 255.0, size, mode="bilinear")
+        levels = resizing.resize_as_torchvision(pictures, *size, mode="bilinear", antialias=False)
         pixels = resizing.normalize(levels, IMAGENET_MEAN, IMAGENET_STD).to(self.dtype)
         return self.model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
 
@@ -92,7 +92,7 @@ class BackgroundConsistencyReward(ConsistencyReward):
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         side = self.model.config.vision_config.image_size
         size = resizing.shorter_side_size(*pictures.shape[-2:], side)
-        levels = functional.interpolate(pictures * 255.0, size, mode="bicubic")
+        levels = resizing.resize_as_torchvision(pictures, *size, antialias=False)
         pixels = resizing.normalize(resizing.center_crop(levels, side))
         return self.model.get_image_features(pixels.to(self.dtype)).pooler_output
 

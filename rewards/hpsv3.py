@@ -65,9 +65,8 @@ class HPSv3Reward(base.PictureReward):
             micro_batch_size=micro_batch_size,
         )
 
-    def check_request(self, prompts: list[str], num_beams: int) -> None:
-        for prompt in prompts:
-            self.chat.check_prompt(prompt)
+    def check_prompts(self, prompts: list[str]) -> None:
+        base.check_plain_words(prompts, self.chat.tokenizer)
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
         """Scores of N pictures.

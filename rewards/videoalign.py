@@ -79,9 +79,8 @@ class VideoAlignReward(base.Reward):
             micro_batch_size=micro_batch_size,
         )
 
-    def check_request(self, prompts: list[str], num_beams: int) -> None:
-        for prompt in prompts:
-            self.chat.check_prompt(prompt)
+    def check_prompts(self, prompts: list[str]) -> None:
+        base.check_plain_words(prompts, self.chat.tokenizer)
 
     def selected_frames(self, num_frames: int, fps: float | None) -> list[int]:
         return vision_input.sampled_indices(num_frames, fps, self.sample_fps)

@@ -24,7 +24,8 @@ from stream_t1.rewards import (
     TemporalFlickerReward,
 )
 from stream_t1.rewards.clip import clip_pixels
-from stream_t1.rewards.consistency import consistency
+from stream_t1.rewards.consistency import IMAGENET_MEAN, IMAGENET_STD, consistency
+from stream_t1.rewards.resizing import CLIP_MEAN, CLIP_STD
 
 FRAMES = clips(2, 3)
 WORDS = ["a red dog", "a"]
@@ -97,6 +98,21 @@ def test_a_prompt_longer_than_the_text_tower_is_cut(clip_folder):
     assert torch.equal(*scores)
 
 
+@pytest.mark.parametrize("words", ["a <|endoftext|> sign", "a <|ENDOFTEXT|> sign"])
+def test_a_prompt_with_a_token_of_clips_own_is_refused_by_a_call_and_before_a_search(clip_folder, words):
+    reward = CLIPScoreReward.from_pretrained(clip_folder)
+    with pytest.raises(ValueError, match=r"`prompt` contains <\|endoftext\|>"):
+        reward(FRAMES, ["a dog", words])
+    with pytest.raises(ValueError, match=r"`prompt` contains <\|endoftext\|>"):
+        reward.check_request([words], num_beams=1)
+
+
+def test_a_sign_that_a_tokenizer_pads_with_may_stand_in_a_prompt(clip_folder):
+    reward = CLIPScoreReward.from_pretrained(clip_folder)
+    reward.tokenizer.add_special_tokens({"pad_token": "!"})
+    reward.check_prompts(["a dog!"])
+
+
 def test_frame_stride_and_micro_batches_of_a_clip_reward(clip_folder):
     whole = PickScoreReward.from_pretrained(clip_folder)(FRAMES[:, [0, 2]], WORDS).score
     reward = PickScoreReward.from_pretrained(clip_folder, frame_stride=2, micro_batch_size=1)
@@ -145,6 +161,25 @@ def test_a_still_clip_is_consistent_and_a_changing_one_is_less(kind, clip_folder
     scores = reward(torch.cat([still, FRAMES[:1]]), ["", ""]).score
     assert scores[0].item() == pytest.approx(1.0, abs=1e-5) and 0 < scores[1] < 0.9999
     assert reward(FRAMES[:1, :1], [""]).score.item() == 1.0
+
+
+@pytest.mark.parametrize("kind", ["subject", "background"])
+def test_consistency_reads_whole_levels_of_8_bits_also_at_a_hard_edge(kind, clip_folder, dino_folder):
+    if kind == "subject":
+        reward, mean, std = SubjectConsistencyReward.from_pretrained(dino_folder), IMAGENET_MEAN, IMAGENET_STD
+    else:
+        reward, mean, std = BackgroundConsistencyReward.from_pretrained(clip_folder), CLIP_MEAN, CLIP_STD
+    seen = []
+    vision = reward.model if kind == "subject" else reward.model.vision_model
+    vision.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(args[0] if args else kwargs["pixel_values"]), with_kwargs=True
+    )
+    frames = torch.zeros(1, 1, 3, 20, 20, dtype=torch.uint8)
+    frames[..., 9:] = 255
+    reward(frames, [""])
+    levels = 255 * (seen[0][0] * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None])
+    assert (levels - levels.round()).abs().max() < 1e-3 and levels.min() > -1e-3 and levels.max() < 255.001
+    assert len(levels.round().unique()) > 2  # the edge is between pixels
 
 
 def test_dino_reads_frames_of_any_shape_by_their_shorter_side(dino_folder):
