@@ -4,6 +4,7 @@ Axes: B clips, F frames, H height and W width in pixels.
 """
 
 import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,6 +266,20 @@ def check_count(name: str, value: int, least: int = 1) -> None:
         raise ValueError(f"`{name}` is {value!r}; it must be a whole number, {least} or more.")
 
 
+def check_number(name: str, value: float) -> None:
+    """
+    Raises:
+        ValueError: it is no number, or not a finite one.
+    """
+    if not _is_finite(value):
+        raise ValueError(f"`{name}` is {value!r}; it must be a finite number.")
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number that one can reckon with, of Python or of numpy."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_plain_words(prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
     """
     Raises:
@@ -312,13 +327,13 @@ def check_clips(frames: torch.Tensor, prompt: list[str], fps: float | None, *, n
                 f"`frames` has values from {low} to {high}; they must be in [0, 1]. Pixels in 0 to 255 are divided by "
                 "255, in -1 to 1 by `(frames + 1) / 2`; NaN comes from the decoder."
             )
-    if isinstance(prompt, str) or not all(isinstance(text, str) for text in prompt):
-        raise TypeError("`prompt` must be a list of strings, one per clip.")
+    if not isinstance(prompt, list | tuple) or not all(isinstance(text, str) for text in prompt):
+        raise TypeError(f"`prompt` is {prompt!r}; it must be a list of strings, one per clip.")
     if len(prompt) != len(frames):
         raise ValueError(f"`prompt` has {len(prompt)} texts for {len(frames)} clips; give one per clip.")
     if fps is None and not needs_fps:
         return
-    if not (isinstance(fps, int | float) and math.isfinite(fps) and fps > 0):
+    if not (_is_finite(fps) and fps > 0):
         raise ValueError(f"`fps` is {fps!r}; it must be the clips' frames per second, above 0.")
 
 

@@ -78,6 +78,8 @@ class WeightedReward(CombinedReward):
             raise ValueError(f"`rewards` has {len(rewards)} and `weights` {len(weights)}; give one weight per reward.")
         if normalize not in NORMALIZATIONS:
             raise ValueError(f'`normalize` is {normalize!r}; it must be None, "zscore" or "rank".')
+        for index, weight in enumerate(weights):
+            base.check_number(f"weights[{index}]", weight)
         super().__init__(rewards)
         self.weights, self.normalize = tuple(weights), normalize
 
@@ -116,6 +118,7 @@ class GatedReward(CombinedReward):
 
     def __init__(self, gate: Callable, reward: Callable, *, bound: float, at_least: int) -> None:
         super().__init__([gate, reward])
+        base.check_number("bound", bound)
         base.check_count("at_least", at_least)
         self.bound, self.at_least = bound, at_least
 

@@ -1,5 +1,6 @@
 """The base of the shipped rewards: what they refuse, micro-batches, offload."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -118,14 +119,20 @@ def test_more_or_fewer_prompts_than_clips_are_refused():
     for words in (WORDS[:4], [*WORDS, "f"]):
         with pytest.raises(ValueError, match=f"has {len(words)} texts for 5 clips"):
             SharpnessReward()(CLIPS, words, 16.0)
-    with pytest.raises(TypeError, match="list of strings"):
-        SharpnessReward()(CLIPS, "abcde", 16.0)
+    for words in ("abcde", None, [None] * 5):
+        with pytest.raises(TypeError, match=r"`prompt` is .* list of strings"):
+            SharpnessReward()(CLIPS, words, 16.0)
 
 
-@pytest.mark.parametrize("fps", [None, 0, -16.0, float("nan"), "16"])
+@pytest.mark.parametrize("fps", [None, 0, -16.0, float("nan"), "16", True])
 def test_a_reward_that_needs_the_frame_rate_refuses_calls_without_one(fps):
     with pytest.raises(ValueError, match="`fps` is .* above 0"):
         check_clips(CLIPS, WORDS, fps, needs_fps=VideoAlignReward.reads_fps)
+
+
+@pytest.mark.parametrize("fps", [16, 16.0, np.float32(16), np.int64(16)])
+def test_a_frame_rate_is_any_real_number(fps):
+    check_clips(CLIPS, WORDS, fps)
 
 
 def test_a_reward_that_does_not_need_the_frame_rate_does_without():
