@@ -28,6 +28,10 @@ class RewardOutput:
     gated: tuple[str | None, ...] | None = None  # B reasons: why a clip was left out on purpose; None: none was
 
 
+class RewardFormatError(TypeError):
+    """A reward gave something else than a float per clip. The mistake of its author, not of a candidate."""
+
+
 class Reward(torch.nn.Module):
     """Base class of the shipped rewards. A plain callable with the signature of `forward` serves as well.
 
@@ -172,7 +176,7 @@ class Reward(torch.nn.Module):
         while begin < len(frames):
             rows = slice(begin, begin + size)
             try:
-                outputs.append(_as_output(super().__call__(self._as_floats(frames[rows]), prompt[rows], fps)))
+                outputs.append(self._as_output(super().__call__(self._as_floats(frames[rows]), prompt[rows], fps)))
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -189,6 +193,15 @@ class Reward(torch.nn.Module):
                 f"`micro_batch_size` is {size}."
             )
         return outputs[0] if len(outputs) == 1 else _joined(outputs)
+
+    def _as_output(self, output: RewardOutput | torch.Tensor) -> RewardOutput:
+        score = getattr(output, "score", output)
+        if not torch.is_tensor(score):
+            raise RewardFormatError(
+                f"`{type(self).__name__}` gave a {type(score).__name__}; it must give a float tensor, one score per "
+                "clip, or a `RewardOutput` with such a `score`."
+            )
+        return RewardOutput(output) if torch.is_tensor(output) else output
 
     def _as_floats(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames as `forward` reads them: float32 in [0, 1], on the device of the weights."""
@@ -210,7 +223,8 @@ class Reward(torch.nn.Module):
 class PictureReward(Reward):
     """A reward that looks at single frames and averages over them.
 
-    Its micro-batches are pictures, of whichever clips: `forward` gets (N, 1, 3, H, W).
+    Its micro-batches are pictures, of whichever clips: `forward` gets (N, 1, 3, H, W). A clip of which one picture is
+    lost or gated is so too, for that picture's reason.
 
     Attributes:
         frame_stride: every n-th frame is scored, beginning with a clip's first.
@@ -233,7 +247,14 @@ class PictureReward(Reward):
         def mean(values: torch.Tensor) -> torch.Tensor:
             return values.unflatten(0, (-1, num_frames)).mean(dim=1)
 
-        return RewardOutput(mean(output.score), {name: mean(values) for name, values in output.parts.items()})
+        def first(reasons: tuple[str | None, ...] | None) -> tuple[str | None, ...] | None:
+            if reasons is None:
+                return None
+            clips = (reasons[begin : begin + num_frames] for begin in range(0, len(reasons), num_frames))
+            return tuple(next((reason for reason in clip if reason is not None), None) for clip in clips)
+
+        parts = {name: mean(values) for name, values in (output.parts or {}).items()}
+        return RewardOutput(mean(output.score), parts, first(output.lost), first(output.gated))
 
 
 class ModuleReward(Reward):
@@ -337,13 +358,18 @@ def check_clips(frames: torch.Tensor, prompt: list[str], fps: float | None, *, n
         raise ValueError(f"`fps` is {fps!r}; it must be the clips' frames per second, above 0.")
 
 
-def _as_output(output: RewardOutput | torch.Tensor) -> RewardOutput:
-    return RewardOutput(output) if torch.is_tensor(output) else output
-
-
 def _joined(outputs: list[RewardOutput]) -> RewardOutput:
     """The outputs of micro-batches as one."""
+    sizes = [len(output.score) for output in outputs]
     return RewardOutput(
         torch.cat([output.score for output in outputs]),
         {name: torch.cat([output.parts[name] for output in outputs]) for name in outputs[0].parts or {}},
+        _joined_reasons([output.lost for output in outputs], sizes),
+        _joined_reasons([output.gated for output in outputs], sizes),
     )
+
+
+def _joined_reasons(reasons: list[tuple[str | None, ...] | None], sizes: list[int]) -> tuple[str | None, ...] | None:
+    if all(given is None for given in reasons):
+        return None
+    return tuple(reason for given, size in zip(reasons, sizes, strict=True) for reason in given or (None,) * size)

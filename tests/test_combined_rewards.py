@@ -6,8 +6,9 @@ from conftest import brightness, contrast
 from tiny_rewards import hpsv3_reward
 
 from stream_t1.rewards import ExposureReward, GatedReward, Reward, RewardOutput, WeightedReward
+from stream_t1.rewards.base import RewardFormatError
 from stream_t1.rewards.combining import normalized, passing
-from stream_t1.rewards.scoring import RewardFormatError, score_clips
+from stream_t1.rewards.scoring import score_clips
 from stream_t1.search import normalize_scores
 
 CLIPS = torch.rand(4, 2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).mul(255).byte()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stream_t1.rewards import PictureReward, Reward, RewardOutput, SharpnessReward, VideoAlignReward
-from stream_t1.rewards.base import check_clips
+from stream_t1.rewards.base import RewardFormatError, check_clips
 
 CLIPS = torch.rand(5, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 WORDS = ["a", "b", "c", "d", "e"]
@@ -87,6 +87,47 @@ def test_picture_rewards_average_over_frames_whatever_the_micro_batch():
     assert torch.allclose(Brightness()(CLIPS, WORDS, 16.0).score, mean)
     assert torch.allclose(Brightness(micro_batch_size=3)(CLIPS, WORDS, 16.0).score, mean)
     assert torch.allclose(Brightness(frame_stride=2)(CLIPS, WORDS, 16.0).score, CLIPS[:, 0].mean(dim=(1, 2, 3)))
+
+
+class Choosy(Reward):
+    """Loses clips of a prompt, gates those of another."""
+
+    def forward(self, frames, prompt, fps):
+        lost = tuple("unreadable" if text == "b" else None for text in prompt) if "b" in prompt else None
+        gated = tuple("dull" if text == "e" else None for text in prompt)
+        return RewardOutput(frames.mean(dim=(1, 2, 3, 4)), None, lost, gated)
+
+
+@pytest.mark.parametrize("size", [1, 2, None])
+def test_reasons_why_clips_have_no_score_outlive_micro_batches(size):
+    output = Choosy(micro_batch_size=size)(CLIPS, WORDS, 16.0)
+    assert output.lost == (None, "unreadable", None, None, None) and output.gated == (None, None, None, None, "dull")
+    assert Choosy(micro_batch_size=size)(CLIPS[:1], ["a"], 16.0).lost is None
+
+
+def test_a_clip_is_lost_or_gated_with_one_of_its_pictures():
+    class DarkIsLost(PictureReward):
+        def forward(self, frames, prompt, fps):
+            mean = frames.mean(dim=(1, 2, 3, 4))
+            reasons = tuple("too dark" if value < 0.1 else None for value in mean)
+            return RewardOutput(mean, None, reasons, reasons)
+
+    frames = torch.full((3, 2, 3, 4, 4), 0.5)
+    frames[1, 1] = 0.0
+    for size in (1, None):
+        output = DarkIsLost(micro_batch_size=size)(frames, WORDS[:3], 16.0)
+        assert output.lost == output.gated == (None, "too dark", None)
+
+
+@pytest.mark.parametrize("base", [Reward, PictureReward])
+def test_a_reward_that_gives_no_tensor_is_told_its_format_whatever_the_micro_batch(base):
+    class Listed(base):
+        def forward(self, frames, prompt, fps):
+            return [1.0] * len(frames)
+
+    for size in (2, None):
+        with pytest.raises(RewardFormatError, match="`Listed` gave a list; it must give a float tensor"):
+            Listed(micro_batch_size=size)(CLIPS, WORDS, 16.0)
 
 
 @pytest.mark.parametrize(
