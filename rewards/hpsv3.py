@@ -50,6 +50,7 @@ class HPSv3Reward(base.PictureReward):
         frame_stride: int = 1,
         micro_batch_size: int | None = 16,
     ) -> "HPSv3Reward":
+        folder.check_constants("num_pixels")
         tokens = folder.config["reward_tokens"]
         reader = chat.RewardChat(folder.tokenizer(), folder.template(), tokens, "image")
         tensors = folder.tensors(dtype, keep_float32=("rm_head.",))

@@ -63,6 +63,7 @@ class VideoAlignReward(base.Reward):
         score: Sequence[str] = DIMENSIONS,
         micro_batch_size: int | None = 4,
     ) -> "VideoAlignReward":
+        folder.check_constants("normalization", "sample_fps", "min_pixels", "max_pixels")
         config = folder.config
         reader = chat.RewardChat(folder.tokenizer(), folder.template(), config["reward_tokens"], "video")
         model = qwen2_vl.Qwen2VLRewardModel.from_tensors(
