@@ -140,8 +140,35 @@ def test_the_aesthetic_layers_read_the_normalised_embedding(clip_folder, tmp_pat
 
 def test_aesthetic_layers_for_another_clip_are_refused(clip_folder, tmp_path):
     save_layers(tmp_path / "head.safetensors", sizes=(24, 1))
-    with pytest.raises(ValueError, match=r"sizes \[24\].*the 16 numbers of this CLIP"):
+    with pytest.raises(ValueError, match=r"weight': \(1, 24\).*the 16 numbers of this CLIP"):
         AestheticReward.from_pretrained(clip_folder, head=tmp_path / "head.safetensors")
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "head.pth"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-40], lambda content: b"<html>", lambda content: b""])
+def test_a_damaged_file_of_aesthetic_layers_is_refused(clip_folder, tmp_path, name, damage):
+    save_layers(tmp_path / name)
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    with pytest.raises(ValueError, match=f"{name} can't be read as a file of tensors"):
+        AestheticReward.from_pretrained(clip_folder, head=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"layers.0.weight": torch.zeros(1, 16)},
+        {"layers.0.bias": torch.zeros(1)},
+        {"layers.0.weight": torch.zeros(1, 16), "layers.0.bias": torch.zeros(2)},
+        {"layers.0.weight": torch.zeros(16), "layers.0.bias": torch.zeros(1)},
+        {"layers.zero.weight": torch.zeros(1, 16)},
+        {"linear.weight": torch.zeros(1, 16)},
+        torch.zeros(1, 16),
+    ],
+)
+def test_a_file_without_whole_aesthetic_layers_is_refused(clip_folder, tmp_path, content):
+    torch.save(content, tmp_path / "head.pth")
+    with pytest.raises(ValueError, match="must be `layers.N.weight` and `layers.N.bias` that lead from the 16"):
+        AestheticReward.from_pretrained(clip_folder, head=tmp_path / "head.pth")
 
 
 def test_consistency_is_the_mean_of_the_cosines_to_the_first_frame_and_to_the_one_before():
