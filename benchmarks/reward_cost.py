@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     options = parse_arguments(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.size == "real" and device.type == "cpu":
-        raise SystemExit("The real size needs a GPU with 24 GiB; `--size tiny` runs anywhere.")
+        raise SystemExit("The real size needs a GPU, by estimate one with 24 GiB; `--size tiny` runs anywhere.")
     results = {
         "machine": machine(device),
         "versions": {name: version(name) for name in ("torch", "transformers", "stream-t1")},

@@ -4,12 +4,14 @@ Axes: B clips, F frames, H height and W width in pixels.
 """
 
 import math
-from collections.abc import Callable, Iterator
+import numbers
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers.utils import logging
+from transformers import PreTrainedTokenizerBase
 
 from . import loading
 
@@ -24,6 +26,10 @@ class RewardOutput:
     parts: dict[str, torch.Tensor] = field(default_factory=dict)  # name to (B,), for the trace only
     lost: tuple[str | None, ...] | None = None  # B reasons: why a clip could not be scored; None: all could
     gated: tuple[str | None, ...] | None = None  # B reasons: why a clip was left out on purpose; None: none was
+
+
+class RewardFormatError(TypeError):
+    """A reward gave something else than a float per clip. The mistake of its author, not of a candidate."""
 
 
 class Reward(torch.nn.Module):
@@ -116,12 +122,20 @@ class Reward(torch.nn.Module):
         self._work_device = None if device is None else torch.device(device)
         return self.to("cpu")
 
+    def check_prompts(self, prompts: list[str]) -> None:
+        """Called before clips are scored.
+
+        Raises:
+            ValueError: this reward can't read one of them; the message says what to change.
+        """
+
     def check_request(self, prompts: list[str], num_beams: int) -> None:
         """Called before a search begins, so that no work is lost.
 
         Raises:
             ValueError: this reward can't serve such a search; the message says what to change.
         """
+        self.check_prompts(prompts)
 
     def selected_frames(self, num_frames: int, fps: float | None) -> slice | list[int]:
         """Which frames of a clip `forward` looks at; the others are never made float."""
@@ -136,9 +150,11 @@ class Reward(torch.nn.Module):
             fps: frames per second of the clips.
 
         Raises:
-            ValueError, TypeError: no clips, or not in this form; the message says what to do.
+            ValueError, TypeError: no clips, or not in this form, or a prompt that can't be read; the message says what
+                to do.
         """
         check_clips(frames, prompt, fps, needs_fps=self.reads_fps)
+        self.check_prompts(prompt)
         frames = frames[:, self.selected_frames(frames.shape[1], fps)]
         if not self._offloads:
             return self._score_checked(frames, prompt, fps)
@@ -160,7 +176,7 @@ class Reward(torch.nn.Module):
         while begin < len(frames):
             rows = slice(begin, begin + size)
             try:
-                outputs.append(_as_output(super().__call__(self._as_floats(frames[rows]), prompt[rows], fps)))
+                outputs.append(self._as_output(super().__call__(self._as_floats(frames[rows]), prompt[rows], fps)))
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -177,6 +193,15 @@ class Reward(torch.nn.Module):
                 f"`micro_batch_size` is {size}."
             )
         return outputs[0] if len(outputs) == 1 else _joined(outputs)
+
+    def _as_output(self, output: RewardOutput | torch.Tensor) -> RewardOutput:
+        score = getattr(output, "score", output)
+        if not torch.is_tensor(score):
+            raise RewardFormatError(
+                f"`{type(self).__name__}` gave a {type(score).__name__}; it must give a float tensor, one score per "
+                "clip, or a `RewardOutput` with such a `score`."
+            )
+        return RewardOutput(output) if torch.is_tensor(output) else output
 
     def _as_floats(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames as `forward` reads them: float32 in [0, 1], on the device of the weights."""
@@ -198,7 +223,8 @@ class Reward(torch.nn.Module):
 class PictureReward(Reward):
     """A reward that looks at single frames and averages over them.
 
-    Its micro-batches are pictures, of whichever clips: `forward` gets (N, 1, 3, H, W).
+    Its micro-batches are pictures, of whichever clips: `forward` gets (N, 1, 3, H, W). A clip of which one picture is
+    lost or gated is so too, for that picture's reason.
 
     Attributes:
         frame_stride: every n-th frame is scored, beginning with a clip's first.
@@ -221,7 +247,14 @@ class PictureReward(Reward):
         def mean(values: torch.Tensor) -> torch.Tensor:
             return values.unflatten(0, (-1, num_frames)).mean(dim=1)
 
-        return RewardOutput(mean(output.score), {name: mean(values) for name, values in output.parts.items()})
+        def first(reasons: tuple[str | None, ...] | None) -> tuple[str | None, ...] | None:
+            if reasons is None:
+                return None
+            clips = (reasons[begin : begin + num_frames] for begin in range(0, len(reasons), num_frames))
+            return tuple(next((reason for reason in clip if reason is not None), None) for clip in clips)
+
+        parts = {name: mean(values) for name, values in (output.parts or {}).items()}
+        return RewardOutput(mean(output.score), parts, first(output.lost), first(output.gated))
 
 
 class ModuleReward(Reward):
@@ -254,6 +287,37 @@ def check_count(name: str, value: int, least: int = 1) -> None:
         raise ValueError(f"`{name}` is {value!r}; it must be a whole number, {least} or more.")
 
 
+def check_number(name: str, value: float) -> None:
+    """
+    Raises:
+        ValueError: it is no number, or not a finite one.
+    """
+    if not _is_finite(value):
+        raise ValueError(f"`{name}` is {value!r}; it must be a finite number.")
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number that one can reckon with, of Python or of numpy."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_plain_words(prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Raises:
+        ValueError: a prompt has a token of the model's own, which would be read as such.
+    """
+    # A token of one character is a sign that a tokenizer pads with, such as "!", and stands in any text.
+    special = sorted(token for token in tokenizer.get_added_vocab() if len(token) > 1)
+    for prompt in dict.fromkeys(prompts):
+        # In small letters: CLIP's tokenizer makes all letters small before it looks for its tokens.
+        found = [token for token in special if token.lower() in prompt.lower()]
+        if found:
+            raise ValueError(
+                f"`prompt` contains {', '.join(found)}, which the reward model reads as a token of its own. Write it "
+                "another way, or give the rewards another text: `reward_prompt=...`."
+            )
+
+
 def check_clips(frames: torch.Tensor, prompt: list[str], fps: float | None, *, needs_fps: bool = False) -> None:
     """
     Raises:
@@ -284,23 +348,28 @@ def check_clips(frames: torch.Tensor, prompt: list[str], fps: float | None, *, n
                 f"`frames` has values from {low} to {high}; they must be in [0, 1]. Pixels in 0 to 255 are divided by "
                 "255, in -1 to 1 by `(frames + 1) / 2`; NaN comes from the decoder."
             )
-    if isinstance(prompt, str) or not all(isinstance(text, str) for text in prompt):
-        raise TypeError("`prompt` must be a list of strings, one per clip.")
+    if not isinstance(prompt, list | tuple) or not all(isinstance(text, str) for text in prompt):
+        raise TypeError(f"`prompt` is {prompt!r}; it must be a list of strings, one per clip.")
     if len(prompt) != len(frames):
         raise ValueError(f"`prompt` has {len(prompt)} texts for {len(frames)} clips; give one per clip.")
     if fps is None and not needs_fps:
         return
-    if not (isinstance(fps, int | float) and math.isfinite(fps) and fps > 0):
+    if not (_is_finite(fps) and fps > 0):
         raise ValueError(f"`fps` is {fps!r}; it must be the clips' frames per second, above 0.")
-
-
-def _as_output(output: RewardOutput | torch.Tensor) -> RewardOutput:
-    return RewardOutput(output) if torch.is_tensor(output) else output
 
 
 def _joined(outputs: list[RewardOutput]) -> RewardOutput:
     """The outputs of micro-batches as one."""
+    sizes = [len(output.score) for output in outputs]
     return RewardOutput(
         torch.cat([output.score for output in outputs]),
         {name: torch.cat([output.parts[name] for output in outputs]) for name in outputs[0].parts or {}},
+        _joined_reasons([output.lost for output in outputs], sizes),
+        _joined_reasons([output.gated for output in outputs], sizes),
     )
+
+
+def _joined_reasons(reasons: list[tuple[str | None, ...] | None], sizes: list[int]) -> tuple[str | None, ...] | None:
+    if all(given is None for given in reasons):
+        return None
+    return tuple(reason for given, size in zip(reasons, sizes, strict=True) for reason in given or (None,) * size)

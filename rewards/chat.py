@@ -54,19 +54,6 @@ class RewardChat:
                 "this reward."
             )
         self.reward_token_ids = [vocabulary[token] for token in reward_tokens]
-        self._special = sorted(tokenizer.get_added_vocab())
-
-    def check_prompt(self, prompt: str) -> None:
-        """
-        Raises:
-            ValueError: the prompt has a token of the model's own, which would be read as such.
-        """
-        found = [token for token in self._special if token in prompt]
-        if found:
-            raise ValueError(
-                f"`prompt` contains {', '.join(found)}, which the reward model reads as a token of its own. Write it "
-                "another way, or give the rewards another text: `reward_prompt=...`."
-            )
 
     def ask(self, model: "qwen2_vl.Qwen2VLRewardModel", pixels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """What the model says of B clips, (B, num_outputs) float32: one forward.
@@ -101,7 +88,6 @@ class RewardChat:
         return ids, (torch.arange(longest) < lengths[:, None]).long()
 
     def _row(self, prompt: str, num_placeholders: int) -> list[int]:
-        self.check_prompt(prompt)
         text = OPENING + self.placeholder + AFTER_PIXELS + self.template.fill(prompt) + CLOSING
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         place = ids.index(self.tokenizer.convert_tokens_to_ids(self.placeholder))

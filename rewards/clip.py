@@ -3,17 +3,22 @@
 Axes: N pictures, H height, W width, D embedding size.
 """
 
+import pickle
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
-from . import base, resizing
+from . import base, loading, resizing
 
 CLIPSCORE_WEIGHT = 2.5  # Hessel et al. 2021
+LAYER_NAME = re.compile(r"layers\.\d+\.(weight|bias)")  # of the aesthetic layers
 
 
 class ClipTextReward(base.PictureReward):
@@ -52,9 +57,12 @@ class ClipTextReward(base.PictureReward):
         Args:
             tokenizer: where its tokenizer is, when not beside the model.
         """
-        model = CLIPModel.from_pretrained(name_or_folder, dtype=dtype or torch.float32, use_safetensors=True)
+        model = loading.load_whole(CLIPModel, name_or_folder, dtype)
         tokenizer = AutoTokenizer.from_pretrained(tokenizer or name_or_folder)
         return cls(model, tokenizer, frame_stride=frame_stride, micro_batch_size=micro_batch_size)
+
+    def check_prompts(self, prompts: list[str]) -> None:
+        base.check_plain_words(prompts, self.tokenizer)
 
     def similarities(self, frames: torch.Tensor, prompt: list[str]) -> torch.Tensor:
         """Cosine between each picture and its text, (N,) float32.
@@ -150,7 +158,7 @@ def load_image_side(name_or_folder: str | Path, dtype: torch.dtype | None) -> CL
     Not transformers' class of the vision tower alone: that one takes the embedding's size from another place of the
     config, and where the two differ it goes on with a random projection.
     """
-    model = CLIPModel.from_pretrained(name_or_folder, dtype=dtype or torch.float32, use_safetensors=True)
+    model = loading.load_whole(CLIPModel, name_or_folder, dtype)
     model.text_model = model.text_projection = None
     return model
 
@@ -168,21 +176,32 @@ def read_layers(path: Path, embed_dim: int) -> nn.Sequential:
     """Linear layers from `embed_dim` numbers to one, in the order of the numbers in their names.
 
     Raises:
-        ValueError: the file holds no such layers.
+        ValueError: the file is damaged, or holds no such layers.
     """
-    if path.suffix == ".safetensors":
-        state_dict = load_file(path)
-    else:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    numbers = sorted({int(key.split(".")[1]) for key in state_dict if key.startswith("layers.")})
-    weights = [state_dict[f"layers.{number}.weight"] for number in numbers]
-    sizes = [weight.shape[1] for weight in weights] + [1]
-    if not weights or sizes[0] != embed_dim or sizes[1:] != [weight.shape[0] for weight in weights]:
+    try:
+        if path.suffix == ".safetensors":
+            state_dict = load_file(path)
+        else:
+            state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} can't be read as a file of tensors alone; download it again: {error}") from error
+    shapes = {}
+    if isinstance(state_dict, Mapping):
+        shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if LAYER_NAME.fullmatch(name)}
+    numbers = sorted({int(name.split(".")[1]) for name in shapes})
+    outputs = [shapes.get(f"layers.{number}.bias", ()) for number in numbers]
+    inputs = [(embed_dim,), *outputs][:-1]
+    wanted = {
+        f"layers.{number}.{kind}": shape
+        for number, before, after in zip(numbers, inputs, outputs, strict=True)
+        for kind, shape in (("weight", after + before), ("bias", after))
+    }
+    if not numbers or outputs[-1] != (1,) or shapes != wanted:
         raise ValueError(
-            f"{path} has layers of the sizes {sizes[:-1]}; they must lead from the {embed_dim} numbers of this CLIP "
-            "model to 1. LAION's layers are for CLIP ViT-L/14."
+            f"{path} has layers of the shapes {shapes or 'none'}; they must be `layers.N.weight` and `layers.N.bias` "
+            f"that lead from the {embed_dim} numbers of this CLIP model to 1. LAION's layers are for CLIP ViT-L/14."
         )
-    layers = nn.Sequential(*(nn.Linear(weight.shape[1], weight.shape[0]) for weight in weights))
+    layers = nn.Sequential(*(nn.Linear(*before, *after) for before, after in zip(inputs, outputs, strict=True)))
     layers.load_state_dict(
         {f"{i}.{kind}": state_dict[f"layers.{n}.{kind}"] for i, n in enumerate(numbers) for kind in ("weight", "bias")}
     )

@@ -44,6 +44,11 @@ class CombinedReward(base.Reward):
                 reward.offload(device)
         return self
 
+    def check_prompts(self, prompts: list[str]) -> None:
+        for reward in self.rewards:
+            if isinstance(reward, base.Reward):
+                reward.check_prompts(prompts)
+
     def check_request(self, prompts: list[str], num_beams: int) -> None:
         for reward in self.rewards:
             if isinstance(reward, base.Reward):
@@ -73,6 +78,8 @@ class WeightedReward(CombinedReward):
             raise ValueError(f"`rewards` has {len(rewards)} and `weights` {len(weights)}; give one weight per reward.")
         if normalize not in NORMALIZATIONS:
             raise ValueError(f'`normalize` is {normalize!r}; it must be None, "zscore" or "rank".')
+        for index, weight in enumerate(weights):
+            base.check_number(f"weights[{index}]", weight)
         super().__init__(rewards)
         self.weights, self.normalize = tuple(weights), normalize
 
@@ -111,6 +118,7 @@ class GatedReward(CombinedReward):
 
     def __init__(self, gate: Callable, reward: Callable, *, bound: float, at_least: int) -> None:
         super().__init__([gate, reward])
+        base.check_number("bound", bound)
         base.check_count("at_least", at_least)
         self.bound, self.at_least = bound, at_least
 

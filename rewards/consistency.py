@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, ViTModel
 
-from . import base, clip, resizing
+from . import base, clip, loading, resizing
 
 SHORTER_SIDE = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -64,14 +64,12 @@ class SubjectConsistencyReward(ConsistencyReward):
         frame_stride: int = 1,
         micro_batch_size: int | None = None,
     ) -> "SubjectConsistencyReward":
-        model = ViTModel.from_pretrained(
-            name_or_folder, dtype=dtype or torch.float32, add_pooling_layer=False, use_safetensors=True
-        )
+        model = loading.load_whole(ViTModel, name_or_folder, dtype, add_pooling_layer=False)
         return cls(model, frame_stride=frame_stride, micro_batch_size=micro_batch_size)
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         size = resizing.shorter_side_size(*pictures.shape[-2:], SHORTER_SIDE)
-        levels = functional.interpolate(pictures * 255.0, size, mode="bilinear")
+        levels = resizing.resize_as_torchvision(pictures, *size, mode="bilinear", antialias=False)
         pixels = resizing.normalize(levels, IMAGENET_MEAN, IMAGENET_STD).to(self.dtype)
         return self.model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
 
@@ -94,7 +92,7 @@ class BackgroundConsistencyReward(ConsistencyReward):
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         side = self.model.config.vision_config.image_size
         size = resizing.shorter_side_size(*pictures.shape[-2:], side)
-        levels = functional.interpolate(pictures * 255.0, size, mode="bicubic")
+        levels = resizing.resize_as_torchvision(pictures, *size, antialias=False)
         pixels = resizing.normalize(resizing.center_crop(levels, side))
         return self.model.get_image_features(pixels.to(self.dtype)).pooler_output
 

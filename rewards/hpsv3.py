@@ -50,6 +50,7 @@ class HPSv3Reward(base.PictureReward):
         frame_stride: int = 1,
         micro_batch_size: int | None = 16,
     ) -> "HPSv3Reward":
+        folder.check_constants("num_pixels")
         tokens = folder.config["reward_tokens"]
         reader = chat.RewardChat(folder.tokenizer(), folder.template(), tokens, "image")
         tensors = folder.tensors(dtype, keep_float32=("rm_head.",))
@@ -65,9 +66,8 @@ class HPSv3Reward(base.PictureReward):
             micro_batch_size=micro_batch_size,
         )
 
-    def check_request(self, prompts: list[str], num_beams: int) -> None:
-        for prompt in prompts:
-            self.chat.check_prompt(prompt)
+    def check_prompts(self, prompts: list[str]) -> None:
+        base.check_plain_words(prompts, self.chat.tokenizer)
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
         """Scores of N pictures.

@@ -28,13 +28,15 @@ def resize_as_pil(frames: torch.Tensor, height: int, width: int) -> torch.Tensor
     return levels
 
 
-def resize_as_torchvision(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """torchvision's antialiased bicubic resize of 8-bit tensors: both axes at once, rounded to 8 bits at the end.
+def resize_as_torchvision(
+    frames: torch.Tensor, height: int, width: int, *, mode: str = "bicubic", antialias: bool = True
+) -> torch.Tensor:
+    """torchvision's resize of 8-bit tensors: both axes at once, rounded to 8 bits at the end.
 
-    Args and returns as `resize_as_pil`.
+    Args and returns as `resize_as_pil`; mode and antialias as `torch.nn.functional.interpolate` has them.
     """
     levels = frames.mul(255.0).round_()
-    levels = functional.interpolate(levels, (height, width), mode="bicubic", antialias=True)
+    levels = functional.interpolate(levels, (height, width), mode=mode, antialias=antialias)
     return levels.clamp_(0.0, 255.0).round_()
 
 

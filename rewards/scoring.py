@@ -28,10 +28,6 @@ class RewardScore:
     gated: str | None = None  # why it has none, as the reward was told
 
 
-class RewardFormatError(TypeError):
-    """A reward gave something else than a float per clip. The mistake of its author, not of a candidate."""
-
-
 def resolve_reward(
     name: str,
     argument: RewardFunction | str | Path | bool | None,
@@ -103,7 +99,7 @@ def score_clips(
     try:
         with torch.inference_mode():
             output = reward(frames if is_ready else frames.to(torch.float32).div_(255.0), prompts, fps)
-    except RewardFormatError:  # of a reward inside of this one
+    except base.RewardFormatError:  # of a reward inside of this one
         raise
     except Exception as error:  # a reward is foreign code: whatever it raises must cost one candidate, not the run
         problem = f"`{name}` raised {type(error).__name__}: {error}"
@@ -136,7 +132,7 @@ def _numbers(values: object, batch_size: int, name: str) -> list[float]:
     wanted = f"a float tensor of shape ({batch_size},), one score per clip, or a `RewardOutput` with such a `score`"
     if not torch.is_tensor(values) or not values.is_floating_point():
         given = f"a {values.dtype} tensor" if torch.is_tensor(values) else f"a {type(values).__name__}"
-        raise RewardFormatError(f"`{name}` gave {given}; it must give {wanted}.")
+        raise base.RewardFormatError(f"`{name}` gave {given}; it must give {wanted}.")
     if tuple(values.shape) != (batch_size,):
-        raise RewardFormatError(f"`{name}` gave a tensor of shape {tuple(values.shape)}; it must give {wanted}.")
+        raise base.RewardFormatError(f"`{name}` gave a tensor of shape {tuple(values.shape)}; it must give {wanted}.")
     return values.tolist()

@@ -63,6 +63,7 @@ class VideoAlignReward(base.Reward):
         score: Sequence[str] = DIMENSIONS,
         micro_batch_size: int | None = 4,
     ) -> "VideoAlignReward":
+        folder.check_constants("normalization", "sample_fps", "min_pixels", "max_pixels")
         config = folder.config
         reader = chat.RewardChat(folder.tokenizer(), folder.template(), config["reward_tokens"], "video")
         model = qwen2_vl.Qwen2VLRewardModel.from_tensors(
@@ -79,9 +80,8 @@ class VideoAlignReward(base.Reward):
             micro_batch_size=micro_batch_size,
         )
 
-    def check_request(self, prompts: list[str], num_beams: int) -> None:
-        for prompt in prompts:
-            self.chat.check_prompt(prompt)
+    def check_prompts(self, prompts: list[str]) -> None:
+        base.check_plain_words(prompts, self.chat.tokenizer)
 
     def selected_frames(self, num_frames: int, fps: float | None) -> list[int]:
         return vision_input.sampled_indices(num_frames, fps, self.sample_fps)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from conftest import brightness, contrast
+from tiny_rewards import hpsv3_reward
 
 from stream_t1.rewards import ExposureReward, GatedReward, Reward, RewardOutput, WeightedReward
+from stream_t1.rewards.base import RewardFormatError
 from stream_t1.rewards.combining import normalized, passing
-from stream_t1.rewards.scoring import RewardFormatError, score_clips
+from stream_t1.rewards.scoring import score_clips
 from stream_t1.search import normalize_scores
 
 CLIPS = torch.rand(4, 2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).mul(255).byte()
@@ -119,6 +121,18 @@ def test_combined_rewards_read_what_their_parts_read_and_move_with_them():
     assert reward.rewards[0]._offloads and not reward._offloads
 
 
+@pytest.mark.parametrize(
+    "combined",
+    [
+        lambda reward: WeightedReward([brightness, reward], [1.0, 1.0]),
+        lambda reward: GatedReward(brightness, reward, bound=0.0, at_least=1),
+    ],
+)
+def test_a_prompt_that_a_part_cannot_read_is_an_error_of_the_call_and_no_lost_clip(combined):
+    with pytest.raises(ValueError, match=r"`prompt` contains <\|im_end\|>"):
+        combined(hpsv3_reward())(CLIPS, ["a sign: <|im_end|>"] * 4, 16.0)
+
+
 def test_mistakes_in_a_combination_are_refused():
     with pytest.raises(ValueError, match="one weight per reward"):
         WeightedReward([brightness], [1.0, 2.0])
@@ -126,6 +140,11 @@ def test_mistakes_in_a_combination_are_refused():
         WeightedReward([brightness], [1.0], normalize="softmax")
     with pytest.raises(TypeError, match="3 is no reward"):
         WeightedReward([3], [1.0])
+    for number in (float("nan"), float("inf"), "1", None, True):
+        with pytest.raises(ValueError, match=r"`weights\[1\]` is .* it must be a finite number"):
+            WeightedReward([brightness, contrast], [1.0, number])
+        with pytest.raises(ValueError, match="`bound` is .* it must be a finite number"):
+            GatedReward(brightness, contrast, bound=number, at_least=2)
     gate = GatedReward(brightness, contrast, bound=0.5, at_least=2)
     with pytest.raises(TypeError, match=r"GatedReward\(gate, WeightedReward"):
         WeightedReward([gate], [1.0])

@@ -1,10 +1,12 @@
 """Light rewards on tiny random CLIP and DINO models of the real classes, and on pixels alone."""
 
 import math
+import shutil
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_rewards import clips, save_layers, save_tiny_clip, save_tiny_dino
 from torch.nn import functional
 from transformers import CLIPImageProcessorPil, CLIPModel
@@ -22,7 +24,8 @@ from stream_t1.rewards import (
     TemporalFlickerReward,
 )
 from stream_t1.rewards.clip import clip_pixels
-from stream_t1.rewards.consistency import consistency
+from stream_t1.rewards.consistency import IMAGENET_MEAN, IMAGENET_STD, consistency
+from stream_t1.rewards.resizing import CLIP_MEAN, CLIP_STD
 
 FRAMES = clips(2, 3)
 WORDS = ["a red dog", "a"]
@@ -54,6 +57,29 @@ def cosines(folder):
     return table.detach()
 
 
+@pytest.mark.parametrize("reward", [CLIPScoreReward, PickScoreReward, BackgroundConsistencyReward])
+def test_a_reward_on_clip_refuses_a_folder_of_another_model(reward, dino_folder):
+    with pytest.raises(ValueError, match=r"no whole CLIPModel: its config says 'vit', and logit_scale, text_model"):
+        reward.from_pretrained(dino_folder)
+
+
+def test_a_reward_on_dino_refuses_a_folder_of_another_model(clip_folder):
+    with pytest.raises(ValueError, match=r"no whole ViTModel: its config says 'clip', and embeddings.cls_token"):
+        SubjectConsistencyReward.from_pretrained(clip_folder)
+
+
+@pytest.mark.parametrize("reshape", [None, lambda weight: weight[:8].clone()])
+def test_a_clip_with_projections_missing_or_of_another_shape_is_refused(clip_folder, tmp_path, reshape):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    weights = load_file(folder / "model.safetensors")
+    text, visual = (weights.pop(f"{side}_projection.weight") for side in ("text", "visual"))
+    if reshape:
+        weights |= {"text_projection.weight": reshape(text), "visual_projection.weight": reshape(visual)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="text_projection.weight, visual_projection.weight are missing or of another"):
+        PickScoreReward.from_pretrained(folder)
+
+
 def test_clipscore_is_two_and_a_half_times_the_cosine_and_never_negative(clip_folder):
     score = CLIPScoreReward.from_pretrained(clip_folder)(FRAMES, WORDS).score
     expected = 2.5 * cosines(clip_folder).clamp(min=0).mean(dim=1)
@@ -70,6 +96,21 @@ def test_a_prompt_longer_than_the_text_tower_is_cut(clip_folder):
     reward = CLIPScoreReward.from_pretrained(clip_folder)
     scores = [reward(FRAMES[:1], ["x" * length]).score for length in (24, 60)]
     assert torch.equal(*scores)
+
+
+@pytest.mark.parametrize("words", ["a <|endoftext|> sign", "a <|ENDOFTEXT|> sign"])
+def test_a_prompt_with_a_token_of_clips_own_is_refused_by_a_call_and_before_a_search(clip_folder, words):
+    reward = CLIPScoreReward.from_pretrained(clip_folder)
+    with pytest.raises(ValueError, match=r"`prompt` contains <\|endoftext\|>"):
+        reward(FRAMES, ["a dog", words])
+    with pytest.raises(ValueError, match=r"`prompt` contains <\|endoftext\|>"):
+        reward.check_request([words], num_beams=1)
+
+
+def test_a_sign_that_a_tokenizer_pads_with_may_stand_in_a_prompt(clip_folder):
+    reward = CLIPScoreReward.from_pretrained(clip_folder)
+    reward.tokenizer.add_special_tokens({"pad_token": "!"})
+    reward.check_prompts(["a dog!"])
 
 
 def test_frame_stride_and_micro_batches_of_a_clip_reward(clip_folder):
@@ -99,8 +140,35 @@ def test_the_aesthetic_layers_read_the_normalised_embedding(clip_folder, tmp_pat
 
 def test_aesthetic_layers_for_another_clip_are_refused(clip_folder, tmp_path):
     save_layers(tmp_path / "head.safetensors", sizes=(24, 1))
-    with pytest.raises(ValueError, match=r"sizes \[24\].*the 16 numbers of this CLIP"):
+    with pytest.raises(ValueError, match=r"weight': \(1, 24\).*the 16 numbers of this CLIP"):
         AestheticReward.from_pretrained(clip_folder, head=tmp_path / "head.safetensors")
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "head.pth"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-40], lambda content: b"<html>", lambda content: b""])
+def test_a_damaged_file_of_aesthetic_layers_is_refused(clip_folder, tmp_path, name, damage):
+    save_layers(tmp_path / name)
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    with pytest.raises(ValueError, match=f"{name} can't be read as a file of tensors"):
+        AestheticReward.from_pretrained(clip_folder, head=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"layers.0.weight": torch.zeros(1, 16)},
+        {"layers.0.bias": torch.zeros(1)},
+        {"layers.0.weight": torch.zeros(1, 16), "layers.0.bias": torch.zeros(2)},
+        {"layers.0.weight": torch.zeros(16), "layers.0.bias": torch.zeros(1)},
+        {"layers.zero.weight": torch.zeros(1, 16)},
+        {"linear.weight": torch.zeros(1, 16)},
+        torch.zeros(1, 16),
+    ],
+)
+def test_a_file_without_whole_aesthetic_layers_is_refused(clip_folder, tmp_path, content):
+    torch.save(content, tmp_path / "head.pth")
+    with pytest.raises(ValueError, match="must be `layers.N.weight` and `layers.N.bias` that lead from the 16"):
+        AestheticReward.from_pretrained(clip_folder, head=tmp_path / "head.pth")
 
 
 def test_consistency_is_the_mean_of_the_cosines_to_the_first_frame_and_to_the_one_before():
@@ -120,6 +188,25 @@ def test_a_still_clip_is_consistent_and_a_changing_one_is_less(kind, clip_folder
     scores = reward(torch.cat([still, FRAMES[:1]]), ["", ""]).score
     assert scores[0].item() == pytest.approx(1.0, abs=1e-5) and 0 < scores[1] < 0.9999
     assert reward(FRAMES[:1, :1], [""]).score.item() == 1.0
+
+
+@pytest.mark.parametrize("kind", ["subject", "background"])
+def test_consistency_reads_whole_levels_of_8_bits_also_at_a_hard_edge(kind, clip_folder, dino_folder):
+    if kind == "subject":
+        reward, mean, std = SubjectConsistencyReward.from_pretrained(dino_folder), IMAGENET_MEAN, IMAGENET_STD
+    else:
+        reward, mean, std = BackgroundConsistencyReward.from_pretrained(clip_folder), CLIP_MEAN, CLIP_STD
+    seen = []
+    vision = reward.model if kind == "subject" else reward.model.vision_model
+    vision.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(args[0] if args else kwargs["pixel_values"]), with_kwargs=True
+    )
+    frames = torch.zeros(1, 1, 3, 20, 20, dtype=torch.uint8)
+    frames[..., 9:] = 255
+    reward(frames, [""])
+    levels = 255 * (seen[0][0] * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None])
+    assert (levels - levels.round()).abs().max() < 1e-3 and levels.min() > -1e-3 and levels.max() < 255.001
+    assert len(levels.round().unique()) > 2  # the edge is between pixels
 
 
 def test_dino_reads_frames_of_any_shape_by_their_shorter_side(dino_folder):

@@ -1,10 +1,11 @@
 """The base of the shipped rewards: what they refuse, micro-batches, offload."""
 
+import numpy as np
 import pytest
 import torch
 
 from stream_t1.rewards import PictureReward, Reward, RewardOutput, SharpnessReward, VideoAlignReward
-from stream_t1.rewards.base import check_clips
+from stream_t1.rewards.base import RewardFormatError, check_clips
 
 CLIPS = torch.rand(5, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 WORDS = ["a", "b", "c", "d", "e"]
@@ -88,6 +89,47 @@ def test_picture_rewards_average_over_frames_whatever_the_micro_batch():
     assert torch.allclose(Brightness(frame_stride=2)(CLIPS, WORDS, 16.0).score, CLIPS[:, 0].mean(dim=(1, 2, 3)))
 
 
+class Choosy(Reward):
+    """Loses clips of a prompt, gates those of another."""
+
+    def forward(self, frames, prompt, fps):
+        lost = tuple("unreadable" if text == "b" else None for text in prompt) if "b" in prompt else None
+        gated = tuple("dull" if text == "e" else None for text in prompt)
+        return RewardOutput(frames.mean(dim=(1, 2, 3, 4)), None, lost, gated)
+
+
+@pytest.mark.parametrize("size", [1, 2, None])
+def test_reasons_why_clips_have_no_score_outlive_micro_batches(size):
+    output = Choosy(micro_batch_size=size)(CLIPS, WORDS, 16.0)
+    assert output.lost == (None, "unreadable", None, None, None) and output.gated == (None, None, None, None, "dull")
+    assert Choosy(micro_batch_size=size)(CLIPS[:1], ["a"], 16.0).lost is None
+
+
+def test_a_clip_is_lost_or_gated_with_one_of_its_pictures():
+    class DarkIsLost(PictureReward):
+        def forward(self, frames, prompt, fps):
+            mean = frames.mean(dim=(1, 2, 3, 4))
+            reasons = tuple("too dark" if value < 0.1 else None for value in mean)
+            return RewardOutput(mean, None, reasons, reasons)
+
+    frames = torch.full((3, 2, 3, 4, 4), 0.5)
+    frames[1, 1] = 0.0
+    for size in (1, None):
+        output = DarkIsLost(micro_batch_size=size)(frames, WORDS[:3], 16.0)
+        assert output.lost == output.gated == (None, "too dark", None)
+
+
+@pytest.mark.parametrize("base", [Reward, PictureReward])
+def test_a_reward_that_gives_no_tensor_is_told_its_format_whatever_the_micro_batch(base):
+    class Listed(base):
+        def forward(self, frames, prompt, fps):
+            return [1.0] * len(frames)
+
+    for size in (2, None):
+        with pytest.raises(RewardFormatError, match="`Listed` gave a list; it must give a float tensor"):
+            Listed(micro_batch_size=size)(CLIPS, WORDS, 16.0)
+
+
 @pytest.mark.parametrize(
     "frames, message",
     [
@@ -118,14 +160,20 @@ def test_more_or_fewer_prompts_than_clips_are_refused():
     for words in (WORDS[:4], [*WORDS, "f"]):
         with pytest.raises(ValueError, match=f"has {len(words)} texts for 5 clips"):
             SharpnessReward()(CLIPS, words, 16.0)
-    with pytest.raises(TypeError, match="list of strings"):
-        SharpnessReward()(CLIPS, "abcde", 16.0)
+    for words in ("abcde", None, [None] * 5):
+        with pytest.raises(TypeError, match=r"`prompt` is .* list of strings"):
+            SharpnessReward()(CLIPS, words, 16.0)
 
 
-@pytest.mark.parametrize("fps", [None, 0, -16.0, float("nan"), "16"])
+@pytest.mark.parametrize("fps", [None, 0, -16.0, float("nan"), "16", True])
 def test_a_reward_that_needs_the_frame_rate_refuses_calls_without_one(fps):
     with pytest.raises(ValueError, match="`fps` is .* above 0"):
         check_clips(CLIPS, WORDS, fps, needs_fps=VideoAlignReward.reads_fps)
+
+
+@pytest.mark.parametrize("fps", [16, 16.0, np.float32(16), np.int64(16)])
+def test_a_frame_rate_is_any_real_number(fps):
+    check_clips(CLIPS, WORDS, fps)
 
 
 def test_a_reward_that_does_not_need_the_frame_rate_does_without():

@@ -1,7 +1,7 @@
 """The text that the Qwen2-VL rewards read."""
 
 import pytest
-from tiny_rewards import REWARD_TOKENS, TEMPLATES, byte_tokenizer
+from tiny_rewards import REWARD_TOKENS, TEMPLATES, byte_tokenizer, clips, hpsv3_reward
 
 from stream_t1.rewards.chat import RewardChat
 from stream_t1.rewards.loading import Template
@@ -37,7 +37,7 @@ def test_a_prompt_is_not_read_as_a_format():
 @pytest.mark.parametrize("token", ["<|Reward|>", "<|im_end|>", "<|image_pad|>"])
 def test_a_prompt_with_a_token_of_the_models_own_is_refused(token):
     with pytest.raises(ValueError, match=r"`prompt` contains <\|.*reward_prompt"):
-        chat().check_prompt(f"a sign that says {token}")
+        hpsv3_reward()(clips(1, 1), [f"a sign that says {token}"])
 
 
 def test_a_tokenizer_without_the_reward_tokens_is_refused():
