@@ -89,7 +89,7 @@ def convert_generator(
         base: folder or Hub id of Wan 2.1 text-to-video in diffusers' layout, for text encoder, tokenizer, VAE and the
             transformer's config. Default: `checkpoint` where that is such a folder, else `layouts.WAN_BASE`.
         lora: a file or `hub_id:file` with a LoRA in PEFT's keys.
-        lora_alpha: of its training; default: its rank.
+        lora_alpha: of its training, above 0; default: its rank.
         merge_lora: into the weights, in float32; else it is written beside them, for `load_lora_weights(output)`.
         layout: the dict of the file that holds the weights, or "flat". Default: the first that is there of those
             that the authors use.
@@ -102,6 +102,8 @@ def convert_generator(
         OSError: something is not there, can't be downloaded, or does not fit on the disk; nothing is left of it.
     """
     begin = time.perf_counter()
+    if lora is None and (lora_alpha is not None or not merge_lora):
+        raise ValueError("There is no LoRA to have an alpha or to keep apart; name one, or leave these options out.")
     plan = _plan(name, checkpoint, base, lora, lora_alpha, layout, dtype)
     apart = plan.lora if not merge_lora else None
     with new_folder(output, overwrite=overwrite, inputs=plan.inputs) as folder:

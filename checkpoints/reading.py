@@ -114,7 +114,7 @@ def check_keys(
         layout: what was taken for granted about the file, for the message.
 
     Raises:
-        ValueError: keys are missing, extra, or have another shape.
+        ValueError: keys are missing, extra, have another shape, or hold other numbers than floats.
     """
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]
@@ -123,7 +123,12 @@ def check_keys(
         for key, shape in expected.items()
         if key in found and found[key].shape != tuple(shape)
     ]
-    kinds = (("missing", missing), ("unknown", extra), ("misshapen", misshapen))
+    mistyped = [
+        f"{key} is {str(info.dtype).removeprefix('torch.')}"
+        for key, info in found.items()
+        if not info.dtype.is_floating_point
+    ]
+    kinds = (("missing", missing), ("unknown", extra), ("misshapen", misshapen), ("of no float type", mistyped))
     faults = [f"{len(keys)} {kind} ({listing(keys)})" for kind, keys in kinds if keys]
     if faults:
         raise ValueError(

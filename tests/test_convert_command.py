@@ -115,6 +115,12 @@ def truncate(path):
         ),
         (lambda given: torch.save({"unet.conv.weight": torch.ones(1)}, given / "base.pt"), "holds no Wan transformer"),
         (lambda given: torch.save({"a": prefixed("model.")}, given / "base.pt"), "has the layouts a, and not `gen"),
+        (
+            lambda given: torch.save(
+                {"generator": {k: t.long() for k, t in prefixed("model.").items()}}, given / "base.pt"
+            ),
+            "96 of no float type (blocks.0.",
+        ),
         (lambda given: (given / "base.pt").unlink(), "There is no file"),
         (lambda given: shutil.rmtree(given / "base/vae"), "is no base: it has no vae/config.json"),
         (lambda given: truncate(given / "base/vae/diffusion_pytorch_model.safetensors"), "truncated or damaged"),
