@@ -102,6 +102,22 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return _open_safetensors(path, (path,))
 
 
+def read_json(path: Path) -> dict[str, object]:
+    """The object that a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is no JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds {type(content).__name__}, and must hold an object, {{...}}.")
+    return content
+
+
 def check_keys(
     found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], *, path: str | Path, layout: str
 ) -> None:
@@ -207,10 +223,10 @@ def _files_of_folder(folder: Path) -> tuple[Path, ...]:
     files = sorted(folder.glob("*.safetensors"))
     if len(indices) == 1:
         try:
-            names = sorted(set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            names = sorted(set(read_json(indices[0])["weight_map"].values()))
+            files = [folder / Path(name).name for name in names]  # never a path out of the folder
+        except (KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{indices[0]} is no index of shards: {error}.") from error
-        files = [folder / Path(name).name for name in names]  # never a path out of the folder
         absent = [file.name for file in files if not file.is_file()]
         if absent:
             raise FileNotFoundError(f"{folder} lacks shards that its index names: {listing(absent)}.")

@@ -104,7 +104,7 @@ def convert_wan_transformer(state_dict: Mapping[str, Value]) -> dict[str, Value]
             key = re.sub(pattern, replacement, key)
         if key in converted:
             raise ValueError(
-                f"`state_dict` has {key!r} twice, the second time as {original!r}: convert one model at a time."
+                f"The state dict has {key!r} twice, the second time as {original!r}: convert one model at a time."
             )
         converted[key] = value
     return converted

@@ -125,7 +125,10 @@ def truncate(path):
         (lambda given: shutil.rmtree(given / "base/vae"), "is no base: it has no vae/config.json"),
         (lambda given: truncate(given / "base/vae/diffusion_pytorch_model.safetensors"), "truncated or damaged"),
         (lambda given: (given / "base/text_encoder/model.safetensors").unlink(), "must hold one safetensors file"),
-        (lambda given: (given / "base/model_index.json").write_text("{"), "its model_index.json is damaged"),
+        (
+            lambda given: (given / "base/model_index.json").write_text("{"),
+            "model_index.json is damaged: it is no JSON",
+        ),
     ],
 )
 def test_damaged_and_foreign_files_are_refused(workspace, capsys, spoil, message):
@@ -149,6 +152,10 @@ def test_damaged_and_foreign_files_are_refused(workspace, capsys, spoil, message
         ("transformer/config.json", {"num_layers": 4}, "27 missing (blocks.3.scale_shift_table"),
         ("transformer/config.json", {"num_layers": 2}, "27 unknown (blocks.2."),
         ("transformer/config.json", {"ffn_dim": 96}, "ffn.net.0.proj.weight is (160, 96), not (96, 96)"),
+        ("model_index.json", {"vae": []}, "names no vae of diffusers or transformers"),
+        ("model_index.json", {"_class_name": []}, "of another pipeline, `[]`"),
+        ("transformer/config.json", {"num_layers": "three"}, "its transformer/config.json fails ("),
+        ("transformer/config.json", {"patch_size": None}, "its transformer/config.json fails ("),
         ("vae/config.json", {"z_dim": 48}, "reads 16 channels and the VAE makes 48"),
     ],
 )
@@ -267,3 +274,11 @@ def test_inspect_of_nothing_is_one_line(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "absent")]) == 2 and main(["inspect", str(tmp_path)]) == 2
     absent, empty = capsys.readouterr().err.splitlines()
     assert "There is no checkpoint" in absent and "it holds: none" in empty
+
+
+@pytest.mark.parametrize("content", ["[]", "{"])
+def test_inspect_of_a_folder_with_a_damaged_index_names_the_file(tmp_path, capsys, content):
+    (tmp_path / "model_index.json").write_text(content)
+    assert main(["inspect", str(tmp_path)]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/model_index.json is damaged" in error
