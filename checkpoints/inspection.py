@@ -35,12 +35,7 @@ def _pipeline_lines(folder: Path) -> Iterable[str]:
     name = name[-1] if isinstance(name, list) and name else name
     yield f"{folder}: a diffusers folder of `{name}`"
     for component, entry in index.items():
-        if (
-            not isinstance(entry, list)
-            or len(entry) != 2
-            or not isinstance(entry[0], str)
-            or component.startswith("_")
-        ):
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str) or component[:1] == "_":
             continue
         weights = ""
         if list((folder / component).glob("*.safetensors")):

@@ -152,7 +152,7 @@ def adapter_weights(step: Path, base: Source, name: str, lora_alpha: float | Non
     """Base, what was tuned whole over it, and the LoRA, under the keys that a whole model has.
 
     Raises:
-        ValueError: a file is missing, or the embeddings of the reward tokens are in none of them.
+        ValueError: a file is missing, one holds no LoRA, or the embeddings of the reward tokens are in none of them.
     """
     absent = [file for file in (ADAPTER, OTHERS) if not (step / file).is_file()]
     if absent:
@@ -161,10 +161,13 @@ def adapter_weights(step: Path, base: Source, name: str, lora_alpha: float | Non
     below, others, adapter = (open_checkpoint(path) for path in (base.path, step / OTHERS, step / ADAPTER))
     for key in below.dicts[""]:
         tensors[ADAPTER_PREFIX + key] = (below, "", key)
-    for key in others.dicts[""]:
+    tuned = others.dicts.get("", {})
+    for key in tuned:
         tensors[key.replace(BASE_LAYER, ".")] = (others, "", key)
-    if not any(key.endswith("embed_tokens.weight") for key in others.dicts[""]):
+    if not any(key.endswith("embed_tokens.weight") for key in tuned):
         raise ValueError(f"{name}/{OTHERS} has no embeddings, and the base knows no reward tokens.")
+    if not any(".lora_" in key for key in adapter.dicts.get("", {})):
+        raise ValueError(f"{name}/{ADAPTER} holds no LoRA.")
     for key in adapter.dicts[""]:
         tensors[
             key.replace("lora_A.weight", "lora_A.default.weight").replace("lora_B.weight", "lora_B.default.weight")

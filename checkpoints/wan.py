@@ -56,7 +56,9 @@ def find_wan_layouts(checkpoint: Checkpoint) -> list[WanLayout]:
     layouts = []
     for dict_name, infos in checkpoint.dicts.items():
         if any(key.endswith(HALLMARK) for key in infos):
-            layouts.append(WanLayout(dict_name, convert_wan_transformer({key: key for key in infos})))
+            keys = convert_wan_transformer({key: key for key in infos})
+            if HALLMARK in keys:  # and not under the name of a larger model's part
+                layouts.append(WanLayout(dict_name, keys))
     return layouts
 
 

@@ -246,12 +246,14 @@ def test_an_output_is_never_the_base(workspace, capsys):
         ("base", ["a diffusers folder of `WanPipeline`", "the base of a conversion", "vae, `AutoencoderKLWan`: "]),
         ("base/transformer", ["3 layers, width 96, 16 channels, under diffusers' keys", "component of a diffusers"]),
         ("other.pt", ["keys like `conv.weight`", "nothing here converts it"]),
+        ("part.pt", ["keys like `unet.patch_embedding.weight`", "nothing here converts it"]),
         ("rewardforcing.pt", ["flat: 96 tensors", "stream-t1 convert reward-forcing --checkpoint"]),
     ],
 )
 def test_inspect_says_what_a_path_is_and_what_converts_it(workspace, capsys, name, said):
     given, _ = workspace
     torch.save({"conv.weight": torch.ones(1)}, given / "other.pt")
+    torch.save({"unet.patch_embedding.weight": torch.ones(1)}, given / "part.pt")
     torch.save(prefixed("model."), given / "rewardforcing.pt")
     assert main(["inspect", str(given / name)]) == 0
     out = capsys.readouterr().out

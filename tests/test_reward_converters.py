@@ -152,6 +152,12 @@ def test_videoalign_from_an_adapter_over_its_base(videoalign_files, tmp_path):
     convert(convert_videoalign, videoalign_files, tmp_path / "reward")
     written = open_folder(tmp_path / "reward").tensors()
     assert all(torch.allclose(written[name], tensor, atol=1e-6) for name, tensor in model.state_dict().items())
+    save_file(below, folder / "checkpoint-10" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="checkpoint-10/adapter_model.safetensors holds no LoRA"):
+        convert(convert_videoalign, videoalign_files, tmp_path / "other")
+    torch.save({"model": others}, folder / "checkpoint-10" / "non_lora_state_dict.pth")
+    with pytest.raises(ValueError, match="non_lora_state_dict.pth has no embeddings"):
+        convert(convert_videoalign, videoalign_files, tmp_path / "other")
 
 
 def test_a_folder_says_what_it_was_converted_from_and_no_path_of_this_machine(hpsv3_files, tmp_path):
