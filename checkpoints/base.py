@@ -2,7 +2,6 @@
 
 import errno
 import inspect
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from diffusers import WanTransformer3DModel
 from huggingface_hub.utils import tqdm
 
 from .folder import WANTED, check_base
-from .reading import open_checkpoint
+from .reading import open_checkpoint, read_json
 from .sources import Source, find_folder
 
 COMPONENTS = ("text_encoder", "tokenizer", "vae")
@@ -39,11 +38,18 @@ class Base:
         return sum(file.stat().st_size for file in self.files)
 
     def transformer(self) -> WanTransformer3DModel:
-        """The transformer's modules and config, without memory for its weights."""
+        """The transformer's modules and config, without memory for its weights.
+
+        Raises:
+            ValueError: the config has values that no transformer has.
+        """
         known = inspect.signature(WanTransformer3DModel.__init__).parameters
         config = {name: value for name, value in self.transformer_config.items() if name in known}
-        with torch.device("meta"):
-            return WanTransformer3DModel(**config)
+        try:
+            with torch.device("meta"):
+                return WanTransformer3DModel(**config)
+        except Exception as error:  # a wrong value may raise anything in the modules
+            raise ValueError(f"{self.source.name} is no base: its transformer/config.json fails ({error}).") from error
 
 
 def open_base(given: str | Path) -> Base:
@@ -66,7 +72,7 @@ def open_base(given: str | Path) -> Base:
     files = []
     for component in COMPONENTS:
         entry = index.get(component)
-        if not isinstance(entry, list) or entry[0] not in LIBRARIES:
+        if not isinstance(entry, list) or not entry or entry[0] not in LIBRARIES:
             known = " or ".join(LIBRARIES)
             raise ValueError(f"{given} is no base: its model_index.json names no {component} of {known}, but {entry}.")
         found = sorted(path for path in (source.path / component).glob("*") if path.suffix in SUFFIXES)
@@ -109,11 +115,11 @@ def _link(file: Path, target: Path) -> None:
 
 def _json(source: Source, name: str) -> dict[str, object]:
     try:
-        return dict(json.loads((source.path / name).read_text(encoding="utf-8")))
+        return read_json(source.path / name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{source.name} is no base: it has no {name}. {WANTED}") from error
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{source.name} is no base: its {name} is damaged ({error}).") from error
+    except ValueError as error:
+        raise ValueError(f"{source.name} is no base: {error}") from error
 
 
 def _check_configs(given: str | Path, transformer: dict[str, object], vae: dict[str, object]) -> None:

@@ -71,7 +71,7 @@ def check_base(index: dict[str, object]) -> None:
         ValueError: they are of another kind of model; the message says of which.
     """
     name = index.get("_class_name")
-    name = name[-1] if isinstance(name, list | tuple) else name
+    name = name[-1] if isinstance(name, list | tuple) and name else name
     if name not in (PIPELINE[1], "WanPipeline"):
         kind = "an image-to-video model" if "ImageToVideo" in str(name) else "another pipeline"
         raise ValueError(f"These components are of {kind}, `{name}`. {WANTED}")
@@ -85,7 +85,7 @@ def _refuse_wan_22(index: dict[str, object]) -> None:
 
 def _is_component(entry: object) -> bool:
     """Whether an entry of `model_index.json` names a class; absent components are `[null, null]`."""
-    return isinstance(entry, list | tuple) and entry[0] is not None
+    return isinstance(entry, list | tuple) and len(entry) > 0 and entry[0] is not None
 
 
 class FolderMixin:

@@ -20,7 +20,7 @@ from .cards import Conversion, Origin, generator_card, hub_license
 from .folder import model_index, write_code
 from .layouts import GENERATORS, WAN_BASE, Generator
 from .lora import Lora, merge_lora, open_lora, write_lora
-from .reading import Checkpoint, TensorInfo, check_keys, open_checkpoint
+from .reading import Checkpoint, TensorInfo, check_keys, open_checkpoint, read_json
 from .sources import Source, file_sha256, find_file, find_folder, is_hub_id
 from .wan import WanLayout, choose_wan_layout
 from .writing import DIFFUSERS_STEM, WrittenWeights, check_free_space, new_folder, write_shards
@@ -89,7 +89,7 @@ def convert_generator(
         base: folder or Hub id of Wan 2.1 text-to-video in diffusers' layout, for text encoder, tokenizer, VAE and the
             transformer's config. Default: `checkpoint` where that is such a folder, else `layouts.WAN_BASE`.
         lora: a file or `hub_id:file` with a LoRA in PEFT's keys.
-        lora_alpha: of its training; default: its rank.
+        lora_alpha: of its training, above 0; default: its rank.
         merge_lora: into the weights, in float32; else it is written beside them, for `load_lora_weights(output)`.
         layout: the dict of the file that holds the weights, or "flat". Default: the first that is there of those
             that the authors use.
@@ -102,6 +102,8 @@ def convert_generator(
         OSError: something is not there, can't be downloaded, or does not fit on the disk; nothing is left of it.
     """
     begin = time.perf_counter()
+    if lora is None and (lora_alpha is not None or not merge_lora):
+        raise ValueError("There is no LoRA to have an alpha or to keep apart; name one, or leave these options out.")
     plan = _plan(name, checkpoint, base, lora, lora_alpha, layout, dtype)
     apart = plan.lora if not merge_lora else None
     with new_folder(output, overwrite=overwrite, inputs=plan.inputs) as folder:
@@ -174,7 +176,7 @@ def _plan(
         base = WAN_BASE if weights == source.path else checkpoint
     opened_base = open_base(base)
     if name == "fastvideo" and (weights / "config.json").is_file():
-        generator = _as_configured(generator, json.loads((weights / "config.json").read_text(encoding="utf-8")))
+        generator = _as_configured(generator, read_json(weights / "config.json"))
     model = opened_base.transformer()
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     opened = open_checkpoint(weights)
@@ -199,12 +201,15 @@ def _find_checkpoint(given: str | Path) -> tuple[Source, Path]:
     return source, source.path
 
 
-def _as_configured(generator: Generator, config: Mapping[str, int | None]) -> Generator:
+def _as_configured(generator: Generator, config: Mapping[str, object]) -> Generator:
     """FastVideo's folders may say in the transformer's config with which chunks, window and sinks it was trained.
 
     Raises:
-        ValueError: they are not in whole chunks.
+        ValueError: they are no numbers of frames, or not in whole chunks.
     """
+    for name in ("num_frames_per_block", "sink_size", "local_attn_size"):
+        if not isinstance(config.get(name), int | None):
+            raise ValueError(f"transformer/config.json has {name} = {config[name]!r}; it must be a number of frames.")
     chunk, sink = config.get("num_frames_per_block") or generator.chunk_frames, config.get("sink_size") or 0
     window = config.get("local_attn_size") or -1  # no local window: all frames of a training video
     window = window if window > 0 else generator.window_frames

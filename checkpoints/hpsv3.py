@@ -17,7 +17,7 @@ TEMPLATE = TemplateOrigin(
     formatted="INSTRUCTION",
     appended="prompt_with_special_token",
     sha256="f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c",
-    how_to_get="Get it with `pip download hpsv3==1.0.0 --no-deps`, and give the wheel as `template_source`.",
+    how_to_get="Get it with `pip download hpsv3==1.0.0 --no-deps`, and give the wheel as the template.",
 )
 HEAD = "rm_head.0.weight"
 
@@ -50,7 +50,7 @@ def convert_hpsv3(
     source = find_file(checkpoint)
     weights = OriginalWeights.of_file(open_checkpoint(source.path), source.name)
     if HEAD not in weights.tensors:
-        what = "a VideoAlign reward; use `convert_videoalign`" if _is_videoalign(weights) else "no HPSv3 reward"
+        what = "a VideoAlign reward; convert it as `videoalign`" if _is_videoalign(weights) else "no HPSv3 reward"
         raise ValueError(f"{source.name} is {what}: it has no {HEAD}.")
     plan = RewardPlan(
         kind=HPSv3Reward.kind,

@@ -1,6 +1,5 @@
 """What a file or folder is, said in words: its layout, size and dtype, and what converts it."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from .base import open_base
 from .folder import PIPELINE
 from .layouts import GENERATORS
 from .lora import find_loras
-from .reading import Checkpoint, TensorInfo, open_checkpoint
+from .reading import Checkpoint, TensorInfo, open_checkpoint, read_json
 from .wan import FLAT, HALLMARK, WanLayout, find_wan_layouts
 
 VIDEOALIGN_KEY, HPSV3_KEY = "base_model.model.rm_head.weight", "rm_head.0.weight"  # heads of the reward models
@@ -31,12 +30,12 @@ def describe(path: str | Path) -> str:
 
 
 def _pipeline_lines(folder: Path) -> Iterable[str]:
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json")
     name = index.get("_class_name")
-    name = name[-1] if isinstance(name, list) else name
+    name = name[-1] if isinstance(name, list) and name else name
     yield f"{folder}: a diffusers folder of `{name}`"
     for component, entry in index.items():
-        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str) or component[0] == "_":
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str) or component[:1] == "_":
             continue
         weights = ""
         if list((folder / component).glob("*.safetensors")):

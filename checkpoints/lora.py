@@ -1,5 +1,6 @@
 """LoRA adapters in PEFT's key layout: merged into the weights they belong to, or written for `load_lora_weights`."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -60,12 +61,14 @@ def open_lora(
 
     Args:
         shapes: of the model's state dict, diffusers' names.
-        alpha: of the training, which such files do not say; None takes the rank.
+        alpha: of the training, above 0, which such files do not say; None takes the rank.
         preferred: the dict to take where several hold a LoRA.
 
     Raises:
-        ValueError: the file holds no LoRA, or not one of this model.
+        ValueError: the file holds no LoRA, several in one dict, or not one of this model; or `alpha` is none.
     """
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise ValueError(f"The LoRA's alpha is {alpha}; it must be a number above 0, or left out, for its rank.")
     found = find_loras(checkpoint)
     if not found:
         raise ValueError(
@@ -76,6 +79,13 @@ def open_lora(
     unknown = [key for key in infos if not LORA_KEY.fullmatch(key)]
     if unknown:
         raise ValueError(f"{checkpoint.path} has {len(unknown)} keys that are none of a LoRA's: {listing(unknown)}.")
+    taken = {key for keys in modules.values() for key in keys.values()}
+    others = [key for key in infos if key not in taken]
+    if others:
+        raise ValueError(
+            f"{checkpoint.path} has several adapters for one module: {listing(others)} and others. Save the wanted "
+            "one in a file of its own."
+        )
     converted = convert_wan_transformer({f"{module}.weight": keys for module, keys in modules.items()})
     faults = [fault for weight, keys in converted.items() if (fault := _misfit(weight, keys, infos, shapes))]
     if faults:
@@ -130,4 +140,7 @@ def _misfit(
     (out_features, in_features), down, up = shapes[weight], infos[keys["A"]].shape, infos[keys["B"]].shape
     if len(down) != 2 or down[1] != in_features or up != (out_features, down[0]):
         return f"{weight} is {shapes[weight]}, its A and B are {down} and {up}"
+    dtypes = [infos[key].dtype for key in keys.values()]
+    if not all(dtype.is_floating_point for dtype in dtypes):
+        return f"{weight} has A and B of {' and '.join(map(str, dtypes))}, no floats"
     return None

@@ -102,6 +102,22 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return _open_safetensors(path, (path,))
 
 
+def read_json(path: Path) -> dict[str, object]:
+    """The object that a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is no JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds {type(content).__name__}, and must hold an object, {{...}}.")
+    return content
+
+
 def check_keys(
     found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], *, path: str | Path, layout: str
 ) -> None:
@@ -114,7 +130,7 @@ def check_keys(
         layout: what was taken for granted about the file, for the message.
 
     Raises:
-        ValueError: keys are missing, extra, or have another shape.
+        ValueError: keys are missing, extra, have another shape, or hold other numbers than floats.
     """
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]
@@ -123,7 +139,12 @@ def check_keys(
         for key, shape in expected.items()
         if key in found and found[key].shape != tuple(shape)
     ]
-    kinds = (("missing", missing), ("unknown", extra), ("misshapen", misshapen))
+    mistyped = [
+        f"{key} is {str(info.dtype).removeprefix('torch.')}"
+        for key, info in found.items()
+        if not info.dtype.is_floating_point
+    ]
+    kinds = (("missing", missing), ("unknown", extra), ("misshapen", misshapen), ("of no float type", mistyped))
     faults = [f"{len(keys)} {kind} ({listing(keys)})" for kind, keys in kinds if keys]
     if faults:
         raise ValueError(
@@ -202,10 +223,10 @@ def _files_of_folder(folder: Path) -> tuple[Path, ...]:
     files = sorted(folder.glob("*.safetensors"))
     if len(indices) == 1:
         try:
-            names = sorted(set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            names = sorted(set(read_json(indices[0])["weight_map"].values()))
+            files = [folder / Path(name).name for name in names]  # never a path out of the folder
+        except (KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{indices[0]} is no index of shards: {error}.") from error
-        files = [folder / Path(name).name for name in names]  # never a path out of the folder
         absent = [file.name for file in files if not file.is_file()]
         if absent:
             raise FileNotFoundError(f"{folder} lacks shards that its index names: {listing(absent)}.")

@@ -17,7 +17,7 @@ from ..rewards.chat import RewardChat
 from ..rewards.loading import CONFIG_NAME, TEMPLATE_NAME
 from ..rewards.qwen2_vl import Qwen2VLRewardModel, head_for, merged_weight, original_names, read_config
 from .cards import Conversion, Origin
-from .reading import Checkpoint, TensorInfo, check_keys
+from .reading import Checkpoint, TensorInfo, check_keys, read_json
 from .sources import Source, file_sha256, find_folder
 from .templates import FoundTemplate
 from .writing import TRANSFORMERS_STEM, check_free_space, new_folder, write_shards
@@ -98,9 +98,10 @@ def write_reward(plan: RewardPlan, output: str | Path, *, overwrite: bool = Fals
     begin = time.perf_counter()
     names = original_names(plan.weights.tensors)
     infos = {name: plan.weights.info(keys[0]) for name, keys in names.items()}
+    base_config = _base_config(plan.base)  # before the tokenizer, which reads it too and says less of it
     tokenizer = reward_tokenizer(plan.base, plan.reward_tokens)
     chat = RewardChat(tokenizer, plan.template.template, plan.reward_tokens, plan.modality)
-    config = _model_config(plan, infos, chat.reward_token_ids)
+    config = _model_config(plan, base_config, infos, chat.reward_token_ids)
     infos = {
         name: TensorInfo(info.shape, torch.float32) if name.startswith(plan.keep_float32) else info
         for name, info in infos.items()
@@ -142,11 +143,11 @@ def reward_tokenizer(base: Source, reward_tokens: tuple[str, ...]) -> PreTrained
     """The base's tokenizer with the reward tokens after all others, where the originals added them.
 
     Raises:
-        ValueError: the base has none.
+        ValueError: the base has none, or a damaged one.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file may raise anything in tokenizers
         raise ValueError(f"{base.name} has no tokenizer that can be read: {error}") from error
     tokens = [AddedToken(token, special=True, normalized=False) for token in reward_tokens]
     tokenizer.add_tokens(tokens, special_tokens=True)
@@ -154,12 +155,20 @@ def reward_tokenizer(base: Source, reward_tokens: tuple[str, ...]) -> PreTrained
     return tokenizer
 
 
-def _model_config(plan: RewardPlan, infos: Mapping[str, TensorInfo], reward_token_ids: list[int]) -> dict:
-    """The model's config for the folder; checks that it, the weights and the tokenizer fit each other."""
-    path = plan.base.path / "config.json"
+def _base_config(base: Source) -> Qwen2VLConfig:
+    path = base.path / "config.json"
     if not path.is_file():
-        raise ValueError(f"{plan.base.name} has no config.json; it must be a folder or Hub id of Qwen2-VL.")
-    config: Qwen2VLConfig = read_config(json.loads(path.read_text(encoding="utf-8")))
+        raise ValueError(f"{base.name} has no config.json; it must be a folder or Hub id of Qwen2-VL.")
+    try:
+        return read_config(read_json(path))
+    except Exception as error:  # a wrong value may raise anything in transformers
+        raise ValueError(f"{base.name} has no config.json of Qwen2-VL: {error}") from error
+
+
+def _model_config(
+    plan: RewardPlan, config: Qwen2VLConfig, infos: Mapping[str, TensorInfo], reward_token_ids: list[int]
+) -> dict:
+    """The model's config for the folder; checks that it, the weights and the tokenizer fit each other."""
     if EMBEDDINGS not in infos:
         raise ValueError(f"{plan.weights.name} has no embeddings of tokens; it is no whole Qwen2-VL reward model.")
     config.text_config.vocab_size = infos[EMBEDDINGS].shape[0]  # the originals cut it to the tokenizer's length

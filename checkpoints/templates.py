@@ -8,6 +8,7 @@ import ast
 import hashlib
 import string
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,12 @@ def read_template(source: str | Path, origin: TemplateOrigin, *, accept_changed:
         FileNotFoundError: there is no such file.
         ValueError: the template is not in it, or is another one than the weights were trained with.
     """
-    name, code = _read_source(Path(source), origin)
+    try:
+        name, code = _read_source(Path(source), origin)
+    except (UnicodeDecodeError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: zips
+        raise ValueError(
+            f"{source} is neither Python code nor a whole zip file, or is damaged ({error}). {origin.how_to_get}"
+        ) from error
     constants = _string_constants(code, name)
     wanted = [constant for constant in (origin.formatted, origin.appended) if constant is not None]
     absent = [constant for constant in wanted if constant not in constants]
@@ -61,7 +67,7 @@ def read_template(source: str | Path, origin: TemplateOrigin, *, accept_changed:
         raise ValueError(
             f"The template in {name} has the SHA-256 {sha256[:12]}..., not {origin.sha256[:12]}...: "
             f"{_changed(origin)} For weights that were trained with this one, accept it: "
-            "`accept_changed_template=True`."
+            "`accept_changed_template=True`, or --accept-changed-template."
         )
     before, after = _split(constants[origin.formatted], name, origin)
     return FoundTemplate(Template(before, after + constants.get(origin.appended, "")), name, sha256)
@@ -90,7 +96,7 @@ def _string_constants(code: str, name: str) -> Mapping[str, str]:
     """The texts that the file gives names to, at its top level."""
     try:
         tree = ast.parse(code)
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:  # ValueError: null bytes, before Python 3.12
         raise ValueError(f"{name} is no Python file: {error}.") from error
     return {
         target.id: node.value.value

@@ -1,13 +1,13 @@
 """VideoAlign from its authors' folder: whole models, and adapters that lie over Qwen2-VL."""
 
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..rewards.qwen2_vl import ADAPTER_PREFIX, BASE_LAYER
 from ..rewards.videoalign import DIMENSIONS, MIN_PIXELS, REWARD_TOKENS, VideoAlignReward
 from .cards import Conversion
-from .reading import open_checkpoint
+from .reading import open_checkpoint, read_json
 from .rewards import OriginalWeights, RewardPlan, find_base, write_reward
 from .sources import Source, find_folder
 from .templates import TemplateOrigin, read_template
@@ -21,7 +21,7 @@ TEMPLATE = TemplateOrigin(
     appended=None,
     sha256="fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700",
     how_to_get="Get it with `git clone https://github.com/KlingTeam/VideoAlign`, and give the folder, or its "
-    "prompt_template.py, as `template_source`.",
+    "prompt_template.py, as the template.",
 )
 HEAD = "rm_head.weight"
 WHOLE, ADAPTER, OTHERS = "model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth"
@@ -36,6 +36,8 @@ EXPECTED = {
     "model_config": {"use_special_tokens": True, "output_dim": 1},
     "peft_lora_config": {"use_rslora": False},
 }
+OPTIONAL = (("data_config", "fps"), ("peft_lora_config", "lora_alpha"))  # numbers that may be absent or null
+NORMALIZATION = tuple(f"{name}_{kind}" for name in DIMENSIONS for kind in ("mean", "std"))  # of `inference_config`
 
 
 def convert_videoalign(
@@ -79,7 +81,9 @@ def convert_videoalign(
         weights = adapter_weights(step, base_source, f"{source.name}/{step.name}", alpha)
     if not any(key.endswith(HEAD) for key in weights.tensors):
         what = (
-            "an HPSv3 reward; use `convert_hpsv3`" if "rm_head.0.weight" in weights.tensors else "no VideoAlign reward"
+            "an HPSv3 reward; convert it as `hpsv3`"
+            if "rm_head.0.weight" in weights.tensors
+            else "no VideoAlign reward"
         )
         raise ValueError(f"{weights.name} is {what}: it has no {HEAD}.")
     plan = RewardPlan(
@@ -90,7 +94,7 @@ def convert_videoalign(
             "sample_fps": config["data_config"].get("fps") or 2.0,
             "min_pixels": MIN_PIXELS,
             "max_pixels": config["data_config"]["max_frame_pixels"],
-            "normalization": normalization(config.get("inference_config")),
+            "normalization": normalization(config["inference_config"]),
         },
         weights=weights,
         template=template,
@@ -103,23 +107,29 @@ def read_model_config(source: Source) -> Mapping[str, Mapping]:
     """The authors' `model_config.json`.
 
     Raises:
-        ValueError: it is not there, or of a model that is fed otherwise than this reward feeds it.
+        ValueError: it is not there, damaged, or of a model that is fed otherwise than this reward feeds it.
     """
     path = source.path / "model_config.json"
     if not path.is_file():
         raise ValueError(f"{source.name} is no folder of VideoAlign: it has no model_config.json.")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
+    config = {section: config.get(section) for section in (*EXPECTED, "inference_config")}
+    for section, values in config.items():
+        if not isinstance(values, dict | None):
+            raise ValueError(
+                f"{source.name}/model_config.json has {values!r} as {section}; it must be an object, {{...}}."
+            )
+    config |= {section: config[section] or {} for section in EXPECTED}
     for section, values in EXPECTED.items():
         for name, expected in values.items():
-            given = config.get(section, {}).get(name, expected)
+            given = config[section].get(name, expected)
             if given != expected:
                 raise ValueError(
                     f"{source.name}/model_config.json has {name} = {given!r} in {section}; only {expected!r} is known "
                     "here, as in the published VideoAlign."
                 )
-    if "max_frame_pixels" not in config.get("data_config", {}):
-        raise ValueError(f"{source.name}/model_config.json says no max_frame_pixels in data_config.")
-    return {"peft_lora_config": {}, **config}
+    _check_numbers(config, f"{source.name}/model_config.json")
+    return config
 
 
 def last_step(source: Source) -> Path:
@@ -142,7 +152,7 @@ def adapter_weights(step: Path, base: Source, name: str, lora_alpha: float | Non
     """Base, what was tuned whole over it, and the LoRA, under the keys that a whole model has.
 
     Raises:
-        ValueError: a file is missing, or the embeddings of the reward tokens are in none of them.
+        ValueError: a file is missing, one holds no LoRA, or the embeddings of the reward tokens are in none of them.
     """
     absent = [file for file in (ADAPTER, OTHERS) if not (step / file).is_file()]
     if absent:
@@ -151,10 +161,13 @@ def adapter_weights(step: Path, base: Source, name: str, lora_alpha: float | Non
     below, others, adapter = (open_checkpoint(path) for path in (base.path, step / OTHERS, step / ADAPTER))
     for key in below.dicts[""]:
         tensors[ADAPTER_PREFIX + key] = (below, "", key)
-    for key in others.dicts[""]:
+    tuned = others.dicts.get("", {})
+    for key in tuned:
         tensors[key.replace(BASE_LAYER, ".")] = (others, "", key)
-    if not any(key.endswith("embed_tokens.weight") for key in others.dicts[""]):
+    if not any(key.endswith("embed_tokens.weight") for key in tuned):
         raise ValueError(f"{name}/{OTHERS} has no embeddings, and the base knows no reward tokens.")
+    if not any(".lora_" in key for key in adapter.dicts.get("", {})):
+        raise ValueError(f"{name}/{ADAPTER} holds no LoRA.")
     for key in adapter.dicts[""]:
         tensors[
             key.replace("lora_A.weight", "lora_A.default.weight").replace("lora_B.weight", "lora_B.default.weight")
@@ -171,3 +184,19 @@ def normalization(inference_config: Mapping[str, float] | None) -> dict[str, tup
     if inference_config is None:
         return {name: (0.0, 1.0) for name in DIMENSIONS}
     return {name: (inference_config[f"{name}_mean"], inference_config[f"{name}_std"]) for name in DIMENSIONS}
+
+
+def _check_numbers(config: Mapping[str, Mapping | None], path: str) -> None:
+    """Whether the numbers that the reward works with are there and can be."""
+    wanted = [("data_config", "max_frame_pixels")]
+    wanted += [(section, name) for section, name in OPTIONAL if config[section].get(name) is not None]
+    if config["inference_config"] is not None:
+        wanted += [("inference_config", name) for name in NORMALIZATION]
+    for section, name in wanted:
+        if name not in config[section]:
+            raise ValueError(f"{path} says no {name} in {section}.")
+        value = config[section][name]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or (value <= 0 and not name.endswith("_mean")):
+            wish = "a number" if name.endswith("_mean") else "a number above 0"
+            raise ValueError(f"{path} has {name} = {value!r} in {section}; it must be {wish}.")

@@ -56,7 +56,9 @@ def find_wan_layouts(checkpoint: Checkpoint) -> list[WanLayout]:
     layouts = []
     for dict_name, infos in checkpoint.dicts.items():
         if any(key.endswith(HALLMARK) for key in infos):
-            layouts.append(WanLayout(dict_name, convert_wan_transformer({key: key for key in infos})))
+            keys = convert_wan_transformer({key: key for key in infos})
+            if HALLMARK in keys:  # and not under the name of a larger model's part
+                layouts.append(WanLayout(dict_name, keys))
     return layouts
 
 
@@ -104,7 +106,7 @@ def convert_wan_transformer(state_dict: Mapping[str, Value]) -> dict[str, Value]
             key = re.sub(pattern, replacement, key)
         if key in converted:
             raise ValueError(
-                f"`state_dict` has {key!r} twice, the second time as {original!r}: convert one model at a time."
+                f"The state dict has {key!r} twice, the second time as {original!r}: convert one model at a time."
             )
         converted[key] = value
     return converted

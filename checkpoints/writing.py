@@ -21,7 +21,7 @@ DIFFUSERS_STEM = "diffusion_pytorch_model"  # names of weight files, by library
 TRANSFORMERS_STEM = "model"
 
 # A folder without any of these was not made here, and is not deleted.
-MODEL_FILES = ("model_index.json", "config.json", "reward_config.json")
+MODEL_FILES = ("model_index.json", "reward_config.json")  # `config.json` is in many a folder that is no model
 
 
 @dataclass(frozen=True)

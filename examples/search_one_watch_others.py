@@ -2,8 +2,8 @@
 
     python examples/search_one_watch_others.py
 
-Searches the demo model for motion that follows the prompt, one part of what its motion reward says, and records what
-three other rewards say of the chunks that were kept. None of these decides anything.
+Searches the demo model for motion that follows the prompt, one part of what its motion reward says, and records the
+other parts, and what three other rewards say of the chunks that were kept. None of these decides anything.
 """
 
 import torch
@@ -12,7 +12,12 @@ from stream_t1.demo import load_pipeline
 from stream_t1.demo.rewards import LegibilityReward, MotionReward
 from stream_t1.rewards import ChunkSeamReward, SharpnessReward
 
-WATCHED = {"legibility": LegibilityReward(), "sharpness": SharpnessReward(), "seam": ChunkSeamReward(chunk_frames=12)}
+WATCHED = {
+    "motion": MotionReward(),
+    "legibility": LegibilityReward(),
+    "sharpness": SharpnessReward(),
+    "seam": ChunkSeamReward(chunk_frames=12),
+}
 
 
 def follows_the_motion(frames: torch.Tensor, prompt: list[str], fps: float) -> torch.Tensor:
@@ -21,7 +26,7 @@ def follows_the_motion(frames: torch.Tensor, prompt: list[str], fps: float) -> t
 
 
 def main() -> dict[str, list[float]]:
-    """What was watched, of the best beam after every chunk, by name."""
+    """What was searched and what was watched, parts included, of the best beam after every chunk, by name."""
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     output = pipe(
@@ -34,11 +39,12 @@ def main() -> dict[str, list[float]]:
         monitors=WATCHED,
         generator=torch.Generator().manual_seed(0),
     )
-    searched = [max(c.score for c in chunk.candidates if c.kept) for chunk in output.trace.chunks]
-    watched = {name: [beams[0] for beams in output.trace.monitors[name]] for name in WATCHED}
-    for name, scores in {"motion (searched)": searched, **watched}.items():
-        print(f"{name:18}", *(f"{score:8.3f}" for score in scores))
-    return watched
+    kept = [[c for c in chunk.candidates if c.kept] for chunk in output.trace.chunks]
+    found = {"searched": [max(candidates, key=lambda c: c.score).long for candidates in kept]}
+    found |= {name: [beams[0] for beams in scores] for name, scores in sorted(output.trace.monitors.items())}
+    for name, scores in found.items():
+        print(f"{name:22}", *(f"{score:8.3f}" for score in scores))
+    return found
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stream_t1.checkpoints.reading import TensorInfo, check_keys, open_checkpoint
+from stream_t1.checkpoints.reading import TensorInfo, check_keys, open_checkpoint, read_json
 from stream_t1.checkpoints.writing import write_shards
 
 
@@ -70,6 +70,15 @@ def test_an_index_can_not_name_files_outside_its_folder(tmp_path):
     (folder / "x.safetensors.index.json").write_text('{"weight_map": {"a": "../secret.safetensors"}}')
     with pytest.raises(FileNotFoundError, match="lacks shards"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"null", b"\xff"])
+def test_json_that_is_damaged_is_refused_by_the_name_of_its_file(tmp_path, content):
+    (tmp_path / "x.safetensors.index.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.safetensors\.index\.json is damaged: it (is no JSON|holds (list|None))"):
+        read_json(tmp_path / "x.safetensors.index.json")
+    with pytest.raises(ValueError, match=r"x\.safetensors\.index\.json is damaged"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_folder_with_several_models_is_refused(tmp_path):

@@ -24,15 +24,15 @@ def names(folder):
 
 def test_a_folder_takes_its_name_when_it_is_finished(tmp_path):
     with new_folder(tmp_path / "model") as folder:
-        (folder / "config.json").write_text("{}")
+        (folder / "model_index.json").write_text("{}")
         assert not (tmp_path / "model").exists()
-    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["config.json"]
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["model_index.json"]
 
 
 @pytest.mark.parametrize("failure", [ValueError, OSError, KeyboardInterrupt])
 def test_a_failure_or_an_interruption_leaves_nothing(tmp_path, failure):
     with pytest.raises(failure), new_folder(tmp_path / "model") as folder:
-        (folder / "config.json").write_text("{}")
+        (folder / "model_index.json").write_text("{}")
         raise failure
     assert names(tmp_path) == []
 
@@ -41,21 +41,21 @@ def test_a_failure_or_an_interruption_leaves_nothing(tmp_path, failure):
 def existing(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text("old")
+    (folder / "model_index.json").write_text("old")
     return folder
 
 
 def test_an_existing_folder_is_refused(tmp_path, existing):
     with pytest.raises(FileExistsError, match="exists; name another"), new_folder(existing):
         pass
-    assert (existing / "config.json").read_text() == "old" and names(tmp_path) == ["model"]
+    assert (existing / "model_index.json").read_text() == "old" and names(tmp_path) == ["model"]
 
 
 def test_an_existing_folder_is_replaced_on_request_and_only_at_the_end(tmp_path, existing):
     with new_folder(existing, overwrite=True) as folder:
-        (folder / "config.json").write_text("new")
-        assert (existing / "config.json").read_text() == "old"
-    assert (existing / "config.json").read_text() == "new" and names(tmp_path) == ["model"]
+        (folder / "model_index.json").write_text("new")
+        assert (existing / "model_index.json").read_text() == "old"
+    assert (existing / "model_index.json").read_text() == "new" and names(tmp_path) == ["model"]
 
 
 def test_a_swap_that_is_interrupted_brings_the_old_folder_back(tmp_path, existing, monkeypatch):
@@ -69,19 +69,20 @@ def test_a_swap_that_is_interrupted_brings_the_old_folder_back(tmp_path, existin
     monkeypatch.setattr(type(existing), "rename", interrupted)
     with pytest.raises(KeyboardInterrupt), new_folder(existing, overwrite=True):
         pass
-    assert (existing / "config.json").read_text() == "old" and names(tmp_path) == ["model"]
+    assert (existing / "model_index.json").read_text() == "old" and names(tmp_path) == ["model"]
 
 
-def test_a_folder_that_is_no_model_is_never_replaced(tmp_path):
+@pytest.mark.parametrize("name", ["letter.txt", "config.json"])
+def test_a_folder_that_is_no_model_is_never_replaced(tmp_path, name):
     (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "letter.txt").write_text("dear")
+    (tmp_path / "home" / name).write_text("dear")
     with pytest.raises(FileExistsError, match="no model's folder"), new_folder(tmp_path / "home", overwrite=True):
         pass
-    assert names(tmp_path / "home") == ["letter.txt"]
+    assert names(tmp_path / "home") == [name] and (tmp_path / "home" / name).read_text() == "dear"
 
 
 def test_an_output_may_not_hold_its_inputs(tmp_path, existing):
-    for path in (existing, existing / "config.json"):
+    for path in (existing, existing / "model_index.json"):
         with pytest.raises(ValueError, match="holds the input"), new_folder(existing, overwrite=True, inputs=(path,)):
             pass
     with pytest.raises(FileNotFoundError, match="no folder"), new_folder(tmp_path / "absent" / "model"):

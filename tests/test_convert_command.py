@@ -115,11 +115,20 @@ def truncate(path):
         ),
         (lambda given: torch.save({"unet.conv.weight": torch.ones(1)}, given / "base.pt"), "holds no Wan transformer"),
         (lambda given: torch.save({"a": prefixed("model.")}, given / "base.pt"), "has the layouts a, and not `gen"),
+        (
+            lambda given: torch.save(
+                {"generator": {k: t.long() for k, t in prefixed("model.").items()}}, given / "base.pt"
+            ),
+            "96 of no float type (blocks.0.",
+        ),
         (lambda given: (given / "base.pt").unlink(), "There is no file"),
         (lambda given: shutil.rmtree(given / "base/vae"), "is no base: it has no vae/config.json"),
         (lambda given: truncate(given / "base/vae/diffusion_pytorch_model.safetensors"), "truncated or damaged"),
         (lambda given: (given / "base/text_encoder/model.safetensors").unlink(), "must hold one safetensors file"),
-        (lambda given: (given / "base/model_index.json").write_text("{"), "its model_index.json is damaged"),
+        (
+            lambda given: (given / "base/model_index.json").write_text("{"),
+            "model_index.json is damaged: it is no JSON",
+        ),
     ],
 )
 def test_damaged_and_foreign_files_are_refused(workspace, capsys, spoil, message):
@@ -143,6 +152,10 @@ def test_damaged_and_foreign_files_are_refused(workspace, capsys, spoil, message
         ("transformer/config.json", {"num_layers": 4}, "27 missing (blocks.3.scale_shift_table"),
         ("transformer/config.json", {"num_layers": 2}, "27 unknown (blocks.2."),
         ("transformer/config.json", {"ffn_dim": 96}, "ffn.net.0.proj.weight is (160, 96), not (96, 96)"),
+        ("model_index.json", {"vae": []}, "names no vae of diffusers or transformers"),
+        ("model_index.json", {"_class_name": []}, "of another pipeline, `[]`"),
+        ("transformer/config.json", {"num_layers": "three"}, "its transformer/config.json fails ("),
+        ("transformer/config.json", {"patch_size": None}, "its transformer/config.json fails ("),
         ("vae/config.json", {"z_dim": 48}, "reads 16 channels and the VAE makes 48"),
     ],
 )
@@ -233,12 +246,14 @@ def test_an_output_is_never_the_base(workspace, capsys):
         ("base", ["a diffusers folder of `WanPipeline`", "the base of a conversion", "vae, `AutoencoderKLWan`: "]),
         ("base/transformer", ["3 layers, width 96, 16 channels, under diffusers' keys", "component of a diffusers"]),
         ("other.pt", ["keys like `conv.weight`", "nothing here converts it"]),
+        ("part.pt", ["keys like `unet.patch_embedding.weight`", "nothing here converts it"]),
         ("rewardforcing.pt", ["flat: 96 tensors", "stream-t1 convert reward-forcing --checkpoint"]),
     ],
 )
 def test_inspect_says_what_a_path_is_and_what_converts_it(workspace, capsys, name, said):
     given, _ = workspace
     torch.save({"conv.weight": torch.ones(1)}, given / "other.pt")
+    torch.save({"unet.patch_embedding.weight": torch.ones(1)}, given / "part.pt")
     torch.save(prefixed("model."), given / "rewardforcing.pt")
     assert main(["inspect", str(given / name)]) == 0
     out = capsys.readouterr().out
@@ -261,3 +276,11 @@ def test_inspect_of_nothing_is_one_line(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "absent")]) == 2 and main(["inspect", str(tmp_path)]) == 2
     absent, empty = capsys.readouterr().err.splitlines()
     assert "There is no checkpoint" in absent and "it holds: none" in empty
+
+
+@pytest.mark.parametrize("content", ["[]", "{"])
+def test_inspect_of_a_folder_with_a_damaged_index_names_the_file(tmp_path, capsys, content):
+    (tmp_path / "model_index.json").write_text(content)
+    assert main(["inspect", str(tmp_path)]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/model_index.json is damaged" in error

@@ -15,7 +15,8 @@ def test_a_reward_is_converted_by_its_command(request, tmp_path, capsys, name, t
     out = tmp_path / "reward"
     command = ["convert", name, "--checkpoint", str(checkpoint), "--template", str(template), "--base", str(base)]
     assert main([*command, "-o", str(out)]) == 2 and not out.exists()  # the template is the test's own
-    assert "stream-t1: " in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("stream-t1: ") and "or --accept-changed-template" in error and "as the template." in error
     assert main([*command, "-o", str(out), "--accept-changed-template"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{out}: {title}, ") and "parameters in float32" in first

@@ -138,6 +138,11 @@ def test_a_merge_in_bfloat16_rounds_once():
         ),
         (lambda s: {k: v for k, v in s.items() if "0.ffn.0.lora_A" not in k}, "ffn.net.0.proj.weight has no lora_A"),
         (lambda s: s | {"base_model.model.head.alpha": torch.ones(1)}, "1 keys that are none of a LoRA's: base_model"),
+        (
+            lambda s: s | {k.replace(".weight", ".other.weight"): v for k, v in s.items()},
+            r"several adapters for one module: .*lora_A\.weight",
+        ),
+        (lambda s: {k: v.long() for k, v in s.items()}, "A and B of torch.int64 and torch.int64, no floats"),
         (lambda s: {"generator": prefixed("model.")}, "holds no LoRA"),
     ],
 )
@@ -145,3 +150,15 @@ def test_a_lora_that_does_not_fit_is_refused_before_anything_is_written(base, fi
     with pytest.raises(ValueError, match=message):
         convert_longlive(tmp_path / "out", files[0], lora=files[1](change(random_lora())), base=base)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.pt", "lora.pt"]
+
+
+@pytest.mark.parametrize("alpha", [0.0, -8.0, float("nan"), float("inf")])
+def test_an_alpha_that_is_none_is_refused(base, files, tmp_path, alpha):
+    with pytest.raises(ValueError, match=f"alpha is {alpha}; it must be a number above 0"):
+        convert_longlive(tmp_path / "out", files[0], lora=files[1](random_lora()), lora_alpha=alpha, base=base)
+
+
+@pytest.mark.parametrize("options", [{"lora_alpha": 8.0}, {"merge_lora": False}])
+def test_options_of_a_lora_without_a_lora_are_refused(base, files, tmp_path, options):
+    with pytest.raises(ValueError, match="no LoRA to have an alpha or to keep apart"):
+        convert_longlive(tmp_path / "out", files[0], lora=None, base=base, **options)

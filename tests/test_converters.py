@@ -123,6 +123,12 @@ def test_a_window_that_is_not_in_whole_chunks_is_refused(fastvideo, tmp_path):
         convert_fastvideo(tmp_path / "out", fastvideo[0])
 
 
+def test_a_window_that_is_no_number_is_refused(fastvideo, tmp_path):
+    fastvideo[1]("transformer/config.json", sink_size="3")
+    with pytest.raises(ValueError, match="has sink_size = '3'; it must be a number of frames"):
+        convert_fastvideo(tmp_path / "out", fastvideo[0])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_recognised_and_gives_the_same_weights(base, checkpoint, tmp_path, layout):
     name = {"nested": "state.generator"}.get(layout)

@@ -152,6 +152,12 @@ def test_videoalign_from_an_adapter_over_its_base(videoalign_files, tmp_path):
     convert(convert_videoalign, videoalign_files, tmp_path / "reward")
     written = open_folder(tmp_path / "reward").tensors()
     assert all(torch.allclose(written[name], tensor, atol=1e-6) for name, tensor in model.state_dict().items())
+    save_file(below, folder / "checkpoint-10" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="checkpoint-10/adapter_model.safetensors holds no LoRA"):
+        convert(convert_videoalign, videoalign_files, tmp_path / "other")
+    torch.save({"model": others}, folder / "checkpoint-10" / "non_lora_state_dict.pth")
+    with pytest.raises(ValueError, match="non_lora_state_dict.pth has no embeddings"):
+        convert(convert_videoalign, videoalign_files, tmp_path / "other")
 
 
 def test_a_folder_says_what_it_was_converted_from_and_no_path_of_this_machine(hpsv3_files, tmp_path):
@@ -223,10 +229,30 @@ def test_a_copy_without_the_template_says_so(tmp_path, code, message):
         read_template(tmp_path / "data_collator_qwen.py", HPSV3_TEMPLATE, accept_changed=True)
 
 
+def broken_wheel(path):
+    """The bytes of a wheel with the template, one letter of which is not that of its checksum."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("hpsv3/dataset/data_collator_qwen.py", HPSV3_SOURCE)
+    return path.read_bytes().replace(b"INSTRUCTION", b"INSTRUCTIOM")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [broken_wheel, lambda path: broken_wheel(path)[:-30], lambda path: b"\xff\xfe", lambda path: b"A = 1\0"],
+)
+def test_a_damaged_copy_of_the_template_is_told(tmp_path, content):
+    wheel = tmp_path / "hpsv3.whl"
+    wheel.write_bytes(content(wheel))
+    with pytest.raises(ValueError, match=r"hpsv3.whl is (neither Python code nor a whole zip file|no Python file)"):
+        read_template(wheel, HPSV3_TEMPLATE, accept_changed=True)
+
+
 def test_a_missing_or_changed_template_says_where_to_get_it(hpsv3_files, videoalign_files, tmp_path):
     with pytest.raises(FileNotFoundError, match="pip download hpsv3==1.0.0 --no-deps"):
         convert_hpsv3(hpsv3_files[0], tmp_path / "nowhere", tmp_path / "reward")
-    with pytest.raises(ValueError, match=r"pip download hpsv3.*accept_changed_template=True"):
+    with pytest.raises(
+        ValueError, match=r"pip download hpsv3.*accept_changed_template=True.*--accept-changed-template"
+    ):
         convert_hpsv3(hpsv3_files[0], hpsv3_files[1], tmp_path / "reward")
     with pytest.raises(ValueError, match="git clone https://github.com/KlingTeam/VideoAlign"):
         convert_videoalign(videoalign_files[0], videoalign_files[1], tmp_path / "reward")
@@ -237,10 +263,10 @@ def test_a_missing_or_changed_template_says_where_to_get_it(hpsv3_files, videoal
 
 def test_weights_of_the_other_model_are_named(hpsv3_files, videoalign_files, tmp_path):
     whole = videoalign_files[0] / "checkpoint-10" / "model.pth"
-    with pytest.raises(ValueError, match="is a VideoAlign reward; use `convert_videoalign`"):
+    with pytest.raises(ValueError, match="is a VideoAlign reward; convert it as `videoalign`"):
         convert(convert_hpsv3, (whole, *hpsv3_files[1:]), tmp_path / "reward")
     torch.save({original_key(k): t for k, t in hpsv3_files[3].state_dict().items()}, whole)
-    with pytest.raises(ValueError, match="is an HPSv3 reward; use `convert_hpsv3`"):
+    with pytest.raises(ValueError, match="is an HPSv3 reward; convert it as `hpsv3`"):
         convert(convert_videoalign, videoalign_files, tmp_path / "reward")
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="other.safetensors is no HPSv3 reward"):
@@ -279,6 +305,47 @@ def test_a_videoalign_that_is_fed_otherwise_is_refused(videoalign_files, tmp_pat
     (videoalign_files[0] / "model_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"{name} = {value!r} in {section}; only"):
         convert(convert_videoalign, videoalign_files, tmp_path / "reward")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data_config": None}, "says no max_frame_pixels in data_config"),
+        ({"data_config": []}, r"\[\] as data_config; it must be an object"),
+        ({"inference_config": [1.0]}, r"\[1.0\] as inference_config"),
+        ({"inference_config": {"VQ_mean": 1.0}}, "says no VQ_std in inference_config"),
+        (
+            {"inference_config": MODEL_CONFIG["inference_config"] | {"VQ_std": 0}},
+            "VQ_std = 0 in inference_config; .*above 0",
+        ),
+        (
+            {"inference_config": MODEL_CONFIG["inference_config"] | {"VQ_mean": None}},
+            "VQ_mean = None .* must be a number",
+        ),
+        ({"data_config": MODEL_CONFIG["data_config"] | {"fps": -1}}, "fps = -1 in data_config; .* above 0"),
+        ({"data_config": MODEL_CONFIG["data_config"] | {"fps": "2"}}, "fps = '2' in data_config; .* above 0"),
+        ({"peft_lora_config": {"lora_alpha": float("nan")}}, "lora_alpha = nan in peft_lora_config"),
+    ],
+)
+def test_a_videoalign_config_that_can_not_be_is_refused(videoalign_files, tmp_path, changes, message):
+    (videoalign_files[0] / "model_config.json").write_text(json.dumps(MODEL_CONFIG | changes))
+    with pytest.raises(ValueError, match=f"VideoReward/model_config.json .*{message}"):
+        convert(convert_videoalign, videoalign_files, tmp_path / "reward")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"hidden_size": "three"}', '{"text_config": {"num_hidden_layers": []}}']
+)
+def test_a_base_with_a_config_that_can_not_be_is_refused(hpsv3_files, tmp_path, content):
+    (hpsv3_files[2] / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="base has no config.json of Qwen2-VL"):
+        convert(convert_hpsv3, hpsv3_files, tmp_path / "reward")
+
+
+def test_a_base_with_a_damaged_tokenizer_is_refused(hpsv3_files, tmp_path):
+    (hpsv3_files[2] / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="base has no tokenizer that can be read"):
+        convert(convert_hpsv3, hpsv3_files, tmp_path / "reward")
 
 
 def test_a_pickle_with_code_is_not_loaded(videoalign_files, tmp_path):
