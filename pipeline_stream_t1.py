@@ -39,7 +39,7 @@ from .models.pixels import OUTPUT_TYPES, stack, thumbnail, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
-from .rewards.base import as_component
+from .rewards.base import RewardFormatError, as_component
 from .rewards.chat import RewardChat  # noqa: F401
 from .rewards.clip import CLIPScoreReward  # noqa: F401
 from .rewards.combining import WeightedReward  # noqa: F401
@@ -50,7 +50,6 @@ from .rewards.pixel_statistics import ChunkSeamReward  # noqa: F401
 from .rewards.qwen2_vl import Qwen2VLRewardModel  # noqa: F401
 from .rewards.resizing import resize_as_pil  # noqa: F401
 from .rewards.scoring import (
-    RewardFormatError,
     RewardFunction,
     RewardScore,
     check_readable,
