@@ -180,7 +180,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
                 f"`transformer` reads {transformer.config.in_channels} channels and `vae` makes {vae.config.z_dim}: "
                 "they are of different models, or the transformer is of an image-to-video one."
             )
-        self._interrupt = False
+        self._interrupt, self._aligned_models = False, None
 
     def __setattr__(self, name: str, value: object) -> None:
         """A component is made fit for the search whoever sets it: the constructor, diffusers or the user."""
@@ -494,10 +494,11 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
     def _searches(self, request: VideoRequest, plan: SearchPlan) -> list[PromptSearch]:
         """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
         self._attention_kwargs, self._current_timestep = plan.attention_kwargs, None
-        if plan.device.type == "cpu":
-            for model in (self.text_encoder, self.transformer, self.vae):
-                if model is not None:
-                    align_weights(model)
+        models = (self.text_encoder, self.transformer, self.vae)
+        if plan.device.type == "cpu" and models != self._aligned_models:
+            for model in filter(None, models):
+                align_weights(model)
+            self._aligned_models = models  # looked at once: there are many weights, and a chunk may take milliseconds
         prompt_embeds = request.prompt_embeds
         if prompt_embeds is None:
             prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
