@@ -496,8 +496,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         self._attention_kwargs, self._current_timestep = plan.attention_kwargs, None
         models = (self.text_encoder, self.transformer, self.vae)
         if plan.device.type == "cpu" and models != self._aligned_models:
-            for model in filter(None, models):
-                align_weights(model)
+            for model in models:
+                if model is not None:  # a compiled one has no truth value
+                    align_weights(model)
             self._aligned_models = models  # looked at once: there are many weights, and a chunk may take milliseconds
         prompt_embeds = request.prompt_embeds
         if prompt_embeds is None:
