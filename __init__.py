@@ -7,8 +7,9 @@ from importlib import import_module
 
 _EXPORTS = {
     "StreamT1Pipeline": "pipeline_stream_t1",
-    "StreamT1PipelineOutput": "pipeline_stream_t1",
-    "NoCandidateLeftError": "pipeline_stream_t1",
+    "StreamT1PipelineOutput": "search.outputs",
+    "StreamChunk": "search.outputs",
+    "NoCandidateLeftError": "search.outputs",
     "CausalWanTransformer3DModel": "models.transformer_causal_wan",
     "StreamingWanDecoder": "models.streaming_decoder",
     "FewStepFlowMatchScheduler": "schedulers.few_step_flow_match",

@@ -10,14 +10,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .checkpoints.commands import add_convert, add_inspect
+
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Turns a prompt into a video, by beam search, with the demo model that comes with the package."
+        "Turns a prompt into a video, by beam search, with the demo model that comes with the package or with another."
     )
     parser.add_argument("prompt", help='for example "a red circle moving left on a white background"')
+    parser.add_argument("--model", help="folder or Hub id that StreamT1Pipeline loads; default: the demo")
+    parser.add_argument("--image-reward", help="folder or Hub id of a converted reward; the demo has its own")
+    parser.add_argument("--video-reward", help="likewise")
     parser.add_argument("-o", "--output", type=Path, default=Path("out.mp4"), help="default: %(default)s")
     parser.add_argument("--num-frames", type=int, default=81, help="12 k - 3; default: %(default)s, 5 seconds")
     parser.add_argument("--num-beams", type=int, default=2, help="kept after each chunk; default: %(default)s")
@@ -34,12 +39,12 @@ def generate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"`--output` is {arguments.output}; there is no folder {arguments.output.parent}.")
     import torch
 
-    from .demo import load_pipeline, vocabulary_note
-
-    note = vocabulary_note(arguments.prompt)
-    if note is not None:
-        print(note, file=sys.stderr)
-    pipe = load_pipeline()
+    pipe = load_demo(arguments.prompt) if arguments.model is None else load_model(arguments.model)
+    for name in ("image_reward", "video_reward"):
+        if getattr(arguments, name) is not None:
+            setattr(pipe, name, getattr(arguments, name))
+    if torch.accelerator.is_available():
+        pipe.to(torch.accelerator.current_accelerator())
     begin = time.perf_counter()
     output = pipe(
         arguments.prompt,
@@ -58,6 +63,26 @@ def generate(arguments: argparse.Namespace) -> None:
     print(f"{trace_path}: the trace of the search")
 
 
+def load_demo(prompt: str) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
+    """The demo, and a word to those whose prompt it can't read."""
+    from .demo import load_pipeline, vocabulary_note
+
+    note = vocabulary_note(prompt)
+    if note is not None:
+        print(note, file=sys.stderr)
+    return load_pipeline()
+
+
+def load_model(name_or_folder: str) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
+    """In bfloat16 where there is an accelerator, in float32 elsewhere."""
+    import torch
+
+    from .pipeline_stream_t1 import StreamT1Pipeline
+
+    dtype = torch.bfloat16 if torch.accelerator.is_available() else torch.float32
+    return StreamT1Pipeline.from_pretrained(name_or_folder, dtype=dtype)
+
+
 def write_video(frames: "numpy.ndarray", path: Path, fps: float) -> None:  # noqa: F821 - numpy is slow to import
     """Writes frames (F, H, W, 3) uint8 as H.264."""
     import imageio_ffmpeg
@@ -72,7 +97,27 @@ def write_video(frames: "numpy.ndarray", path: Path, fps: float) -> None:  # noq
         raise OSError(f"{path} could not be written; what the encoder said is above.")
 
 
-COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {"generate": add_generate}
+def add_export_code(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes the pipeline's code as diffusers' loader of remote code wants it: upload the folder, and "
+        "`custom_pipeline=` with its Hub id runs it over any Wan 2.1 text-to-video folder."
+    )
+    parser.add_argument("folder", type=Path, help="made if it is not there; files of the same names are replaced")
+    parser.set_defaults(run=export_code)
+
+
+def export_code(arguments: argparse.Namespace) -> None:
+    from .checkpoints.folder import write_code
+
+    print(f"{arguments.folder}: {len(write_code(arguments.folder))} files")
+
+
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "generate": add_generate,
+    "export-code": add_export_code,
+    "convert": add_convert,
+    "inspect": add_inspect,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,6 +135,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"stream-t1: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stream-t1: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -14,8 +14,10 @@ Axes: B batch, C channels, F latent frames (or pixel frames), H and W height and
 L text tokens.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,22 +25,45 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline, SchedulerMixin, WanTr
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
 # its siblings use.
+from .checkpoints.folder import FolderMixin
+from .models.alignment import align_weights
+from .models.cost import ModelCosts, weight_bytes
+from .models.hooks import HooksMixin
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
-from .models.pixels import OUTPUT_TYPES, stack, to_output, to_uint8
+from .models.pixels import OUTPUT_TYPES, stack, thumbnail, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
-from .rewards.base import as_component
-from .rewards.scoring import RewardFunction, RewardScore, check_readable, resolve_reward, score_clips
+from .rewards.base import RewardFormatError, as_component
+from .rewards.chat import RewardChat  # noqa: F401
+from .rewards.clip import CLIPScoreReward  # noqa: F401
+from .rewards.combining import WeightedReward  # noqa: F401
+from .rewards.consistency import SubjectConsistencyReward  # noqa: F401
+from .rewards.hpsv3 import HPSv3Reward  # noqa: F401
+from .rewards.loading import ConvertedFolder  # noqa: F401
+from .rewards.pixel_statistics import ChunkSeamReward  # noqa: F401
+from .rewards.qwen2_vl import Qwen2VLRewardModel  # noqa: F401
+from .rewards.resizing import resize_as_pil  # noqa: F401
+from .rewards.scoring import (
+    RewardFunction,
+    RewardScore,
+    check_readable,
+    check_request,
+    resolve_reward,
+    score_clips,
+)
+from .rewards.videoalign import VideoAlignReward  # noqa: F401
+from .rewards.vision_input import sampled_indices  # noqa: F401
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
-from .search.beam import Beam, Candidate, alive_indices, lose, newest
+from .search.beam import Beam, Candidate, alive_indices, lose, newest, set_aside
+from .search.estimate import RunEstimate, estimate_run
 from .search.geometry import VideoGeometry, check_chunk_multiple, check_whole_number
-from .search.memory_sinking import MemoryPolicy, RewardRoutedSink, decided_route, make_room
+from .search.memory_sinking import MemoryPolicy, decided_route, make_room
 from .search.noise_propagation import (
     SEED_MODES,
     base_seed,
@@ -47,58 +72,33 @@ from .search.noise_propagation import (
     propagate_noise,
     split_evenly,
 )
-from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise, check_prompt_embeds, per_prompt
+from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineOutput
+from .search.plan import PromptSearch, SearchPlan, check_kept, check_noise
+from .search.request import VideoRequest
 from .search.reward_pruning import fuse_scores, keep_best, normalize_scores, order_by
-from .search.settings import SearchSettings, check_policy, policy_positions, policy_sink_frames
+from .search.settings import (
+    check_policy,
+    policy_config,
+    policy_from_config,
+    policy_positions,
+    policy_sink_frames,
+)
 from .search.trace import CandidateTrace, ChunkTrace, ChunkWork, EvictionTrace, FinalTrace, SearchTrace
 
 __version__ = "0.1.0"
 
 logger = logging.get_logger(__name__)
 
-STOCK_CLASSES = {
+# How `model_index.json` names these components: a saved folder loads wherever diffusers does, and holds no rewards.
+SAVED_AS = {
     "transformer": ("diffusers", "WanTransformer3DModel"),
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+    "image_reward": (None, None),
+    "video_reward": (None, None),
 }
 
 
-@dataclass
-class StreamT1PipelineOutput(BaseOutput):
-    """Videos and how they were found.
-
-    Args:
-        frames: prompt-major, the best first. "np": (B, F, H, W, 3) float in [0, 1]; "pt": (B, F, 3, H, W) likewise;
-            "pil": B lists of F pictures; "latent": (B, C, F, h, w) in the model's space. When a run was interrupted
-            and its videos differ in length, a list of B.
-        traces: one per prompt.
-    """
-
-    frames: np.ndarray | torch.Tensor | list
-    traces: list[SearchTrace]
-
-    @property
-    def trace(self) -> SearchTrace:
-        """The trace of a call with one prompt."""
-        if len(self.traces) != 1:
-            raise AttributeError(f"`trace` is for one prompt; this output has {len(self.traces)}: use `traces[i]`.")
-        return self.traces[0]
-
-
-class NoCandidateLeftError(RuntimeError):
-    """Every candidate of a chunk was lost. Carries what was finished before.
-
-    Attributes:
-        trace: of the prompt whose search ended here.
-        frames: the videos of all prompts so far, in the form of `StreamT1PipelineOutput.frames`.
-    """
-
-    def __init__(self, message: str, trace: SearchTrace) -> None:
-        super().__init__(message)
-        self.trace = trace
-        self.frames: np.ndarray | torch.Tensor | list = []
-
-
-class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
+class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoaderMixin):
     """Text to video, chunk by chunk, with a search over candidates at every chunk.
 
     Every component may be None where a call does not need it: `text_encoder` and `tokenizer` with `prompt_embeds`,
@@ -111,13 +111,17 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         transformer: Wan 2.1 text-to-video, distilled for few steps and causal chunks.
         vae: of Wan 2.1, or of its layout.
         scheduler: few-step flow matching, or a stock flow-match scheduler.
-        image_reward, video_reward: what a call uses when it names none: `reward(frames, prompt, fps)`.
+        image_reward, video_reward: what a call uses when it names none: `reward(frames, prompt, fps)`, or the folder
+            or Hub id of a converted reward.
         chunk_frames: latent frames that are denoised together.
         window_frames: latent frames of context, the first sink and the current chunk included.
         sink_frames: latent frames at the beginning of the video that never leave.
         denoising_steps: 1000 times the noise levels before the scheduler's shift.
         fps: of the videos, for rewards that need it.
         default_height, default_width: pixels, when a call names none.
+        memory: the policy when a call names none, one of those in `search/memory_sinking.py` or its config; default
+            `RewardRoutedSink()`.
+        reward_sources: Hub ids of the rewards with which the pipeline was saved. None is loaded by itself.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -129,11 +133,11 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self,
         tokenizer: PreTrainedTokenizerBase | None,
         text_encoder: UMT5EncoderModel | None,
-        transformer: WanTransformer3DModel | None,
+        transformer: WanTransformer3DModel | CausalWanTransformer3DModel | None,
         vae: AutoencoderKLWan | None,
         scheduler: SchedulerMixin,
-        image_reward: Callable | None = None,  # no narrower: diffusers checks what it loads against these types
-        video_reward: Callable | None = None,
+        image_reward: Callable | str | None = None,  # no narrower: diffusers checks what it loads against these types
+        video_reward: Callable | str | None = None,
         chunk_frames: int = 3,
         window_frames: int = 12,
         sink_frames: int = 3,
@@ -141,8 +145,11 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         fps: int = 16,
         default_height: int = 480,
         default_width: int = 832,
+        memory: MemoryPolicy | dict | None = None,
+        reward_sources: dict | None = None,
     ) -> None:
         super().__init__()
+        self.register_to_config(reward_sources=reward_sources)
         check_whole_number("chunk_frames", chunk_frames, least=1)
         check_chunk_multiple("window_frames", window_frames, chunk_frames)
         check_chunk_multiple("sink_frames", sink_frames, chunk_frames)
@@ -151,15 +158,12 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self.register_modules(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
-            transformer=None if transformer is None else CausalWanTransformer3DModel.adopt(transformer),
+            transformer=transformer,
             vae=vae,
-            scheduler=FewStepFlowMatchScheduler.adopt(scheduler),
+            scheduler=scheduler,
             image_reward=as_component(image_reward),
             video_reward=as_component(video_reward),
         )
-        # A saved folder names the stock classes, so that it loads wherever diffusers does, and holds no rewards.
-        saved_as = {name: names for name, names in STOCK_CLASSES.items() if getattr(self, name) is not None}
-        self.register_to_config(**saved_as, image_reward=(None, None), video_reward=(None, None))
         self.register_to_config(
             chunk_frames=chunk_frames,
             window_frames=window_frames,
@@ -168,9 +172,29 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             fps=fps,
             default_height=default_height,
             default_width=default_width,
+            memory=policy_config(memory),
         )
         self.geometry.check_window(sink_frames)
-        self._interrupt = False
+        if None not in (transformer, vae) and transformer.config.in_channels != vae.config.z_dim:
+            raise ValueError(
+                f"`transformer` reads {transformer.config.in_channels} channels and `vae` makes {vae.config.z_dim}: "
+                "they are of different models, or the transformer is of an image-to-video one."
+            )
+        self._interrupt, self._aligned_models = False, None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """A component is made fit for the search whoever sets it: the constructor, diffusers or the user."""
+        if name == "transformer" and value is not None:
+            value = CausalWanTransformer3DModel.adopt(value)
+        elif name == "scheduler":
+            value = FewStepFlowMatchScheduler.adopt(value)
+        elif name in ("image_reward", "video_reward"):
+            value = as_component(value)
+        super().__setattr__(name, value)
+        if name in SAVED_AS:
+            self.register_to_config(**{name: (None, None) if value is None else SAVED_AS[name]})
+        if getattr(value, "source", None) is not None and name in ("image_reward", "video_reward"):
+            self.register_to_config(reward_sources={**(self.config.reward_sources or {}), name: value.source})
 
     @property
     def geometry(self) -> VideoGeometry:
@@ -235,16 +259,19 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         num_beams: int = 2,
         num_candidates: int = 2,
         noise_correlation: float = -0.1,
-        image_reward: RewardFunction | bool | None = None,
-        video_reward: RewardFunction | bool | None = None,
+        image_reward: RewardFunction | str | bool | None = None,
+        video_reward: RewardFunction | str | bool | None = None,
         reward_prompt: str | list[str] | None = None,
+        monitors: dict[str, RewardFunction | str] | None = None,
         short_weight_cap: float = 0.4,
         score_normalization: str | None = None,
         reward_window: int = 10,
         memory: MemoryPolicy | None = None,
         candidate_seeds: str = "independent",
         final_selection: str = "video_reward",
+        max_lag: int | None = None,
         callback_on_chunk_end: Callable | None = None,
+        trace_thumbnails: bool = False,
     ) -> StreamT1PipelineOutput | tuple:
         """Makes videos.
 
@@ -270,17 +297,23 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             noise_correlation: beta, between a candidate's noise and its beam's last noise (paper 3.1).
             image_reward, video_reward: `reward(frames, prompt, fps)` with frames (B, F, 3, H, W) in [0, 1], B texts
                 and frames per second, gives a float tensor (B,) or a `RewardOutput`. The image reward sees the new
-                chunk, the video reward the last `reward_window` chunks. None: the component; False: none, it scores 0.
+                chunk, the video reward the last `reward_window` chunks. None: the component; False: none, it scores
+                0; a converted reward's folder or Hub id is loaded for this call.
             reward_prompt: what rewards read, when it is not the prompt.
+            monitors: rewards under names, recorded for the kept candidates (`trace.monitors`) and never searched by.
+                They see the last `reward_window` chunks.
             short_weight_cap: tau, the most that the image reward weighs (paper 3.2).
             score_normalization: "zscore" or "rank" over the candidates of a chunk, each reward by itself.
             reward_window: chunks.
-            memory: the policy that routes chunks which leave the window (paper 3.3); default `RewardRoutedSink()`.
+            memory: the policy that routes chunks which leave the window (paper 3.3). Default: the model's own.
             candidate_seeds: "independent", or "reference": the authors' seeds, which re-use some.
             final_selection: order of the last beams: by "video_reward" on the whole video, or by "score", the last
                 chunk's. Without a video reward it is the score.
+            max_lag: chunks after which all beams must agree with the best: those that do not are dropped, so that a
+                stream is never further behind. None: they need not.
             callback_on_chunk_end: `f(pipe, chunk_index, {"candidates": [...], "kept": [...]}) -> dict or None`.
                 `kept` are indices into `candidates`, best first; a returned `kept` replaces the choice.
+            trace_thumbnails: keep a small picture of every candidate in the trace.
 
         Returns:
             `StreamT1PipelineOutput`. After Ctrl-C or an interrupt: the finished chunks, of the prompts that have some.
@@ -289,97 +322,207 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             ValueError, TypeError: an argument that can't be, before any work.
             NoCandidateLeftError: all candidates of a chunk were lost.
         """
-        settings = SearchSettings(
-            num_beams=num_beams,
-            num_candidates=num_candidates,
-            noise_correlation=noise_correlation,
-            short_weight_cap=short_weight_cap,
-            score_normalization=score_normalization,
-            reward_window=reward_window,
-            candidate_seeds=candidate_seeds,
-            final_selection=final_selection,
-            num_videos_per_prompt=num_videos_per_prompt,
-        )
-        memory = RewardRoutedSink() if memory is None else memory
-        image_reward = resolve_reward("image_reward", image_reward, self.image_reward)
-        video_reward = resolve_reward("video_reward", video_reward, self.video_reward)
-        height = self.config.default_height if height is None else height
-        width = self.config.default_width if width is None else width
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        tensor_inputs = ("latents",)
-        if callback_on_step_end_tensor_inputs is not None:
-            tensor_inputs = tuple(callback_on_step_end_tensor_inputs)
-        self.check_inputs(prompt, prompt_embeds, height, width, num_frames, memory, output_type, tensor_inputs)
-        num_prompts = 1 if isinstance(prompt, str) else len(prompt if prompt is not None else prompt_embeds)
-        words = prompt if reward_prompt is None else reward_prompt
-        reward_prompts = per_prompt("reward_prompt", words, str, num_prompts)
-        generators = per_prompt("generator", generator, torch.Generator, num_prompts)
-        for name, reward in (("image_reward", image_reward), ("video_reward", video_reward)):
-            check_readable(name, reward, None not in reward_prompts, self.vae is not None)
-            if reward is None and num_beams * num_candidates > 1:
-                logger.warning(f"There is no `{name}`: it scores 0.")
-
-        device = self._execution_device
-        self._num_timesteps = self._set_timesteps(num_inference_steps, sigmas, device)
-        sink_frames = policy_sink_frames(memory, self.config.sink_frames)
-        plan = SearchPlan(
-            settings=settings,
-            policy=memory,
-            image_reward=image_reward,
-            video_reward=video_reward,
-            num_chunks=self.geometry.num_chunks(num_frames),
-            latent_shape=self._chunk_shape(height, width),
-            sink_frames=sink_frames,
-            rolling_frames=self.config.window_frames - sink_frames,
-            levels=(*self.scheduler.levels, 0.0),
-            timesteps=self.scheduler.timesteps,
-            device=device,
-            dtype=self.transformer.dtype,
-            has_pixels=output_type != "latent" or image_reward is not None or video_reward is not None,
-            attention_kwargs=attention_kwargs,
-            callback_on_step_end=callback_on_step_end,
-            callback_tensor_inputs=tensor_inputs,
-            callback_on_chunk_end=callback_on_chunk_end,
-        )
-        check_noise(latents, plan, num_prompts)
-        self._interrupt, self._attention_kwargs, self._current_timestep = False, attention_kwargs, None
-
-        if prompt_embeds is None:
-            prompt_embeds = self.encode_prompt(prompt, max_sequence_length, device)
-        prompt_embeds = prompt_embeds.to(device, plan.dtype)
-        numbers = ("chunk_frames", "window_frames", "sink_frames")
-        config = {**{name: self.config[name] for name in numbers}, "levels": list(plan.levels[:-1])}
-        config |= {"height": height, "width": width, "num_frames": num_frames, **settings.as_config(memory)}
-        searches = [
-            PromptSearch(
-                plan=plan,
-                prompt_embeds=prompt_embeds[row : row + 1],
-                prompt_memory=PromptMemory(),
-                reward_prompt=reward_prompts[row] or "",
-                noise=None if latents is None else latents[row],
-                trace=SearchTrace(
-                    config={"prompt": reward_prompts[row], **config},
-                    seed=base_seed(generators[row], candidate_seeds),
-                    fps=float(self.config.fps),
-                    version=__version__,
-                    chunks=[],
-                ),
-                beams=[Beam(ChunkMemory())],
-            )
-            for row in range(num_prompts)
-        ]
+        arguments = {name: value for name, value in locals().items() if name != "self"}
+        request = VideoRequest(**arguments)
+        plan, self._interrupt = self._plan(request), False
+        searches = self._searches(request, plan)
         try:
             self._run(searches)
         except NoCandidateLeftError as error:
             error.frames = _videos(searches, output_type)
             raise
         finally:
-            self._current_timestep = None
-            self.maybe_free_model_hooks()
+            self._end(searches)
         traces = [search.trace for search in searches if search.trace.chunks]
         frames = _videos(searches, output_type)
         return StreamT1PipelineOutput(frames=frames, traces=traces) if return_dict else (frames, traces)
+
+    def stream(self, *args: object, horizon: int | None = None, **arguments: object) -> Iterator[StreamChunk]:
+        """Makes one video and gives its chunks as soon as they can change no more.
+
+        With one beam a chunk is given as soon as it is made; with several, when all kept beams share it, which
+        `max_lag` forces. What is given, one after the other, is what `__call__` returns for the same arguments.
+        Closing the generator, or leaving the loop over it, frees all that the search held.
+
+        Args:
+            args, arguments: those of `__call__`, for one prompt and one video. `num_frames=None` is an endless
+                stream: it needs a memory policy with relative positions, and keeps neither the chunks that it has
+                given away nor their records, but for the last `horizon`.
+            horizon: chunks that the search of an endless stream counts on, the N of unit 2.
+
+        Returns:
+            A generator of `StreamChunk`. Set `pipe._interrupt = True` in a callback, and it gives what is finished
+            and ends.
+
+        Raises:
+            ValueError, TypeError: as `__call__`, at once and not with the first chunk.
+            NoCandidateLeftError: all candidates of a chunk were lost; its `frames` are those not yet given.
+        """
+        call = inspect.signature(self.__call__).bind(*args, **arguments)
+        call.apply_defaults()
+        request = VideoRequest(**call.arguments, horizon=horizon)
+        request.check_end()
+        plan = self._plan(request)
+        request.check_single()
+        self._interrupt = False
+        return self._stream(request, plan)
+
+    @torch.no_grad()
+    def _stream(self, request: VideoRequest, plan: SearchPlan) -> Iterator[StreamChunk]:
+        (search,) = searches = self._searches(request, plan)
+        num_given = 0
+        try:
+            with self._progress_bar(None if plan.is_endless else plan.num_chunks, desc="chunks") as progress:
+                while self._advance(search):
+                    progress.update()
+                    if plan.is_last(search.chunk_index - 1):
+                        self._finish(search)
+                        break
+                    for index in range(num_given, search.num_settled(num_given)):
+                        num_given = index + 1
+                        yield _stream_chunk(search, search.beams[0], index, request.output_type)
+                    search.forget(num_given)
+            search.settle_by_score()
+            for index in range(num_given, search.chunk_index):
+                yield _stream_chunk(search, search.best_beams()[0], index, request.output_type)
+        except NoCandidateLeftError as error:
+            error.frames = _videos(searches, request.output_type, num_given)
+            raise
+        finally:
+            self._end(searches)
+
+    def estimate(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_beams: int | None = None,
+        num_candidates: int | None = None,
+        **arguments: object,
+    ) -> RunEstimate:
+        """What a call will do and need, at most, before it: work, operations, bytes by part. Nothing is computed.
+
+        Args:
+            height, width, num_frames, num_beams, num_candidates, arguments: those of `__call__`, with its defaults. A
+                prompt is not needed; the estimate is for one.
+
+        Returns:
+            `RunEstimate`; printed, it is a table. Weights are counted wherever they are now; of rewards, those that
+            are modules, and not what they need while they work.
+
+        Raises:
+            ValueError, TypeError: as `__call__`.
+        """
+        sizes = {"height": height, "width": width, "num_frames": num_frames}
+        sizes |= {"num_beams": num_beams, "num_candidates": num_candidates}
+        given = {name: value for name, value in sizes.items() if value is not None}
+        call = inspect.signature(self.__call__).bind(**given, **arguments)
+        call.apply_defaults()
+        given = call.arguments["prompt_embeds"]
+        num_tokens = call.arguments["max_sequence_length"] if given is None else given.shape[1]
+        text_dim = 1 if self.transformer is None else self.transformer.config.text_dim
+        prompt_embeds = torch.empty(1, num_tokens, text_dim, device="meta")
+        request = VideoRequest(
+            **call.arguments | {"prompt": None, "prompt_embeds": prompt_embeds, "reward_prompt": ""}
+        )
+        plan = self._plan(request)
+        models = {**self.components, "image_reward": plan.image_reward, "video_reward": plan.video_reward}
+        models |= {f"monitors[{name!r}]": monitor for name, monitor in plan.monitors.items()}
+        modules = {id(model): name for name, model in reversed(models.items()) if isinstance(model, torch.nn.Module)}
+        weights = {name: weight_bytes(models[name]) for name in reversed(modules.values())}
+        costs = ModelCosts(self.transformer, self.vae, plan.latent_shape, num_tokens)
+        first_frames = self.geometry.num_frames(1)
+        return estimate_run(plan, costs, weights, (first_frames, self.geometry.num_frames(2) - first_frames))
+
+    def _plan(self, request: VideoRequest) -> SearchPlan:
+        """What the searches have in common, after all checks that come before any work.
+
+        Raises:
+            ValueError, TypeError: an argument that can't be; the message says what can.
+        """
+        settings, device = request.settings(), self._execution_device
+        memory = policy_from_config(self.config.memory) if request.memory is None else request.memory
+        height = self.config.default_height if request.height is None else request.height
+        width = self.config.default_width if request.width is None else request.width
+        self.check_inputs(request, memory, height, width)
+        image_reward = resolve_reward("image_reward", request.image_reward, self.image_reward, device)
+        video_reward = resolve_reward("video_reward", request.video_reward, self.video_reward, device)
+        rewards = {"image_reward": image_reward, "video_reward": video_reward}
+        watched = {f"monitors[{name!r}]": reward for name, reward in (request.monitors or {}).items()}
+        watched = {name: resolve_reward(name, reward, None, device) for name, reward in watched.items()}
+        for name, reward in (rewards | watched).items():
+            check_readable(name, reward, None not in request.reward_prompts(), self.vae is not None)
+            check_request(reward, [text or "" for text in request.reward_prompts()], settings.num_beams)
+            if reward is None and settings.num_beams * settings.num_candidates > 1:
+                source = (self.config.reward_sources or {}).get(name)
+                hint = f" The pipeline was saved with the one of `{name}={source!r}`." if source else ""
+                logger.warning(f"There is no `{name}`: it scores 0.{hint}")
+        self._num_timesteps = self._set_timesteps(request.num_inference_steps, request.sigmas, device)
+        num_chunks = request.horizon
+        if num_chunks is None:
+            num_chunks = self.geometry.num_chunks(request.num_frames)
+        is_seen = image_reward is not None or video_reward is not None or bool(watched) or request.trace_thumbnails
+        has_pixels = request.output_type != "latent" or is_seen
+        if has_pixels:
+            StreamingWanDecoder(self.vae).check()
+        plan = SearchPlan(
+            settings=settings,
+            policy=memory,
+            image_reward=image_reward,
+            video_reward=video_reward,
+            monitors=dict(zip(request.monitors or {}, watched.values(), strict=True)),
+            num_frames=request.num_frames,
+            num_chunks=num_chunks,
+            size=(height, width),
+            latent_shape=self._chunk_shape(height, width),
+            window_frames=self.config.window_frames,
+            sink_frames=policy_sink_frames(memory, self.config.sink_frames),
+            levels=(*self.scheduler.levels, 0.0),
+            timesteps=self.scheduler.timesteps,
+            device=device,
+            dtype=self.transformer.dtype,
+            has_pixels=has_pixels,
+            has_thumbnails=request.trace_thumbnails,
+            attention_kwargs=request.attention_kwargs,
+            callback_on_step_end=request.callback_on_step_end,
+            callback_tensor_inputs=request.callback_tensor_inputs,
+            callback_on_chunk_end=request.callback_on_chunk_end,
+        )
+        check_noise(request.latents, plan, request.num_prompts)
+        return plan
+
+    def _searches(self, request: VideoRequest, plan: SearchPlan) -> list[PromptSearch]:
+        """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
+        self._attention_kwargs, self._current_timestep = plan.attention_kwargs, None
+        models = (self.text_encoder, self.transformer, self.vae)
+        if plan.device.type == "cpu" and models != self._aligned_models:
+            for model in models:
+                if model is not None:  # a compiled one has no truth value
+                    align_weights(model)
+            self._aligned_models = models  # looked at once: there are many weights, and a chunk may take milliseconds
+        prompt_embeds = request.prompt_embeds
+        if prompt_embeds is None:
+            prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
+        prompt_embeds = prompt_embeds.to(plan.device, plan.dtype)
+        prompts, reward_prompts, generators = request.prompts(), request.reward_prompts(), request.generators()
+        return [
+            PromptSearch(
+                plan=plan,
+                prompt_embeds=prompt_embeds[row : row + 1],
+                prompt_memory=PromptMemory(),
+                reward_prompt=reward_prompts[row] or "",
+                noise=None if request.latents is None else request.latents[row],
+                trace=SearchTrace(
+                    config={"prompt": prompts[row], "reward_prompt": reward_prompts[row], **plan.as_config()},
+                    seed=base_seed(generators[row], plan.settings.candidate_seeds),
+                    fps=float(self.config.fps),
+                    version=__version__,
+                    chunks=[],
+                ),
+                beams=[Beam(ChunkMemory())],
+            )
+            for row in range(request.num_prompts)
+        ]
 
     def _run(self, searches: list[PromptSearch]) -> None:
         """The searches one after the other. Ctrl-C and interrupts end them with the chunks that are finished."""
@@ -387,59 +530,72 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             try:
                 for search in searches:
                     for _ in range(search.plan.num_chunks):
-                        if self._interrupt or not self._advance(search):
+                        if not self._advance(search):
                             return
                         progress.update()
-                    search.release()
-                    search.trace = replace(search.trace, final=self._order_beams(search))
+                    self._finish(search)
             except KeyboardInterrupt:
-                num_chunks = sum(len(search.trace.chunks) for search in searches)
+                num_chunks = sum(search.chunk_index for search in searches)
                 if num_chunks == 0:
                     raise
                 logger.warning(f"Interrupted: the {num_chunks} finished chunks are returned.")
             finally:
                 for search in searches:
-                    search.release()
-                    if search.trace.final is None:  # no more work is done for what was interrupted
-                        search.trace = replace(search.trace, final=order_by("score", [b.score for b in search.beams]))
+                    search.settle_by_score()
+
+    def _finish(self, search: PromptSearch) -> None:
+        """Orders the beams of a whole video."""
+        search.release()
+        search.trace = replace(search.trace, final=self._order_beams(search))
+
+    def _end(self, searches: list[PromptSearch]) -> None:
+        """Lets go of what a call held, however it ended."""
+        for search in searches:
+            search.release()
+        self._current_timestep = None
+        self.maybe_free_model_hooks()
 
     def _advance(self, search: PromptSearch) -> bool:
         """One chunk: beams to candidates to beams. False when interrupted before it was finished."""
         plan, work = search.plan, ChunkWork()
-        candidates = self._propose(search, work)
+        candidates = None if self._interrupt else self._propose(search, work)
         if candidates is None:
             return False
-        if plan.has_reward:
+        if plan.decodes_all:
             candidates = self._decode(search, candidates, alive_indices(candidates), work)
+        shown = [thumbnail(c.frames) if plan.has_thumbnails and c.frames is not None else None for c in candidates]
         candidates = self._score(search, candidates, work)
-        kept = keep_best([candidate.score for candidate in candidates], plan.settings.num_beams)
+        ranked = keep_best([candidate.score for candidate in candidates], len(candidates))
+        kept = search.agreeing(candidates, ranked)[: plan.settings.num_beams]
         if kept and plan.callback_on_chunk_end is not None:
             state = {"candidates": candidates, "kept": kept}
             answer = (plan.callback_on_chunk_end(self, search.chunk_index, state) or {}).get("kept")
             kept = kept if answer is None else check_kept(answer, candidates, plan.settings.num_beams)
-        if plan.has_pixels and not plan.has_reward:
+            kept = search.agreeing(candidates, kept)
+        if plan.has_pixels and not plan.decodes_all:
             candidates = self._decode(search, candidates, kept, work)
             kept = [index for index in kept if candidates[index].lost is None]
         if not kept:
             lost = next(candidate.lost for candidate in candidates if candidate.lost is not None)
+            search.settle_by_score()
             raise NoCandidateLeftError(
                 f"No candidate of chunk {search.chunk_index} is left; the first of {len(candidates)} to be lost: "
                 f"{lost}. The chunks before are in this error's `frames` and `trace`.",
                 search.trace,
             )
-        records = [CandidateTrace.of(c, kept=index in kept) for index, c in enumerate(candidates)]
+        records = [CandidateTrace.of(c, i in kept, shown[i]) for i, c in enumerate(candidates)]
         survivors = [candidates[index] for index in kept]
         state = candidates = None  # the losers' decoder states go before the clean pass needs the room
+        monitored = self._watch(search, survivors, work)
         search.beams, evicted = self._commit(search, survivors, work)
-        search.trace.chunks.append(
-            ChunkTrace(
-                fusion_weight=plan.fusion_weight(search.chunk_index),
-                candidates=records,
-                evicted=evicted,
-                sinks=[[sink.start_frame for sink in beam.memory.sinks] for beam in search.beams],
-                work=work,
-            )
+        record = ChunkTrace(
+            fusion_weight=plan.fusion_weight(search.chunk_index),
+            candidates=records,
+            evicted=evicted,
+            sinks=[[sink.start_frame for sink in beam.memory.sinks] for beam in search.beams],
+            work=work,
         )
+        search.finish_chunk(record, monitored)
         return True
 
     def _propose(self, search: PromptSearch, work: ChunkWork) -> list[Candidate] | None:
@@ -499,7 +655,13 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 tensors = {"latents": latents, "prompt_embeds": search.prompt_embeds}
                 tensors = {name: tensors[name].clone() for name in plan.callback_tensor_inputs}
                 changed = plan.callback_on_step_end(self, step, timestep, tensors) or {}
-                latents = changed.get("latents", latents).to(latents)
+                replaced = changed.get("latents", latents).to(latents)
+                if replaced.shape != latents.shape:
+                    raise ValueError(
+                        f"`callback_on_step_end` gave `latents` of shape {tuple(replaced.shape)}; they must keep "
+                        f"{tuple(latents.shape)}."
+                    )
+                latents = replaced
                 if "prompt_embeds" in changed and search.change_prompt(changed["prompt_embeds"], PromptMemory()):
                     context = context.with_prompt(search.prompt_memory)
             progress.update()
@@ -543,16 +705,14 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             alive = alive_indices(scored)
             results = [RewardScore(0.0)] * len(alive)
             if reward is not None and alive:
-                clips = [
-                    torch.cat((*newest(search.beams[scored[i].parent].frames, num_past), scored[i].frames))
-                    for i in alive
-                ]
-                work.frames_scored += sum(map(len, clips))
+                clips = _clips(search, [scored[index] for index in alive], num_past)
+                work.frames_scored += clips.shape[0] * clips.shape[1]
                 with work.timed("reward", plan.device):
-                    clips = torch.stack(clips)
                     results = score_clips(reward, clips, search.reward_prompt, search.trace.fps, name=f"{kind}_reward")
             for index, result in zip(alive, results, strict=True):
-                if result.score is None:
+                if result.gated is not None:
+                    scored[index] = set_aside(scored[index], result.gated)
+                elif result.score is None:
                     scored[index] = lose(scored[index], result.problem, search.chunk_index, index)
                 else:
                     scored[index] = scored[index].with_reward(kind, result.score, result.parts)
@@ -567,6 +727,28 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             scored[index] = replace(candidate, score=score, route=route)
         return scored
 
+    def _watch(
+        self, search: PromptSearch, survivors: list[Candidate], work: ChunkWork
+    ) -> dict[str, list[float | None]]:
+        """What the monitors, and their parts, say of the kept candidates' windows. Nothing is decided by it."""
+        plan, monitored = search.plan, {}
+        for name, monitor in plan.monitors.items():
+            with work.timed("monitor", plan.device):
+                clips = _clips(search, survivors, plan.settings.reward_window - 1)
+                try:
+                    results = score_clips(
+                        monitor, clips, search.reward_prompt, search.trace.fps, name=f"monitors[{name!r}]"
+                    )
+                except RewardFormatError as error:  # a mistake of its author, but nothing depends on it
+                    results = [RewardScore(None, problem=str(error))] * len(clips)
+            monitored[name] = [result.score for result in results]
+            for part in {part: None for result in results for part in result.parts}:
+                monitored[f"{name}.{part}"] = [result.parts.get(part) for result in results]
+            for index, result in enumerate(results):
+                if result.problem is not None:
+                    logger.warning(f"Chunk {search.chunk_index}: beam {index} is not monitored, {result.problem}.")
+        return monitored
+
     def _commit(
         self, search: PromptSearch, survivors: list[Candidate], work: ChunkWork
     ) -> tuple[list[Beam], list[EvictionTrace]]:
@@ -574,14 +756,14 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         plan = search.plan
         beams = [candidate.extend(search.beams[candidate.parent]) for candidate in survivors]
         evicted: list[EvictionTrace] = []
-        if search.chunk_index == plan.num_chunks - 1:
+        if plan.is_last(search.chunk_index):
             return [replace(beam, decoder_state=None) for beam in beams], evicted
         for parent_index, parent in enumerate(search.beams):
             rows = [row for row, candidate in enumerate(survivors) if candidate.parent == parent_index]
             if not rows:
                 continue
             with work.timed("clean_pass", plan.device):
-                chunks = self._clean_pass(search, parent, torch.stack([survivors[row].latents for row in rows]))
+                chunks = self._clean_passes(search, parent, [survivors[row] for row in rows])
                 for row, chunk in zip(rows, chunks, strict=True):
                     memory = parent.memory.append(chunk, plan.sink_frames)
                     room = (plan.rolling_frames, plan.latent_shape[1])
@@ -591,12 +773,18 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             work.clean_passes += len(rows)
         return beams, sorted(evicted, key=lambda eviction: eviction.beam)
 
-    def _clean_pass(self, search: PromptSearch, parent: Beam, latents: torch.Tensor) -> list[CachedChunk]:
-        """Keys and values of the chunks (B, C, F, h, w) that go on from one beam, at timestep 0."""
+    def _clean_passes(self, search: PromptSearch, parent: Beam, survivors: list[Candidate]) -> list[CachedChunk]:
+        """The chunks that go on from one beam, as they are remembered: keys and values at timestep 0.
+
+        One after the other, so that a pass needs no more room, and a compiled model no more graphs, for several.
+        """
         context = self._context(search, parent) if search.context is None else search.context
-        search.context, record = None, ChunkRecord()
-        self._velocity(search, latents, search.plan.timesteps.new_zeros(()), context.recording(record))
-        return record.chunks(search.chunk_index, parent.memory.num_frames, latents.shape[2])
+        search.context, chunks, timestep = None, [], search.plan.timesteps.new_zeros(())
+        for survivor in survivors:
+            record = ChunkRecord()
+            self._velocity(search, survivor.latents[None], timestep, context.recording(record))
+            chunks.append(record.chunk(search.chunk_index, parent.memory.num_frames, search.plan.latent_shape[1]))
+        return chunks
 
     def _context(self, search: PromptSearch, parent: Beam) -> ChunkContext:
         """What the forwards of one beam's next chunk read."""
@@ -635,9 +823,14 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     def encode_prompt(
         self, prompt: str | list[str], max_sequence_length: int = 512, device: torch.device | None = None
-    ) -> torch.Tensor:
-        """Text as the transformer reads it: (B, max_sequence_length, text dim), zeros after the last token."""
-        device = device or self._execution_device
+    ) -> tuple[torch.Tensor, None]:
+        """Text as the transformer reads it, in the pair that diffusers' pipelines give.
+
+        Returns:
+            `prompt_embeds` (B, max_sequence_length, text dim), zeros after the last token; and in the place of
+            negative ones None: distilled models are sampled without guidance.
+        """
+        device, negative_prompt_embeds = device or self._execution_device, None
         tokens = self.tokenizer(
             [prompt_clean(text) for text in ([prompt] if isinstance(prompt, str) else prompt)],
             padding="max_length",
@@ -648,52 +841,38 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
             return_tensors="pt",
         )
         mask = tokens.attention_mask.to(device)
-        embeds = self.text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
-        return embeds.masked_fill(mask[..., None] == 0, 0.0).to(device)
+        hidden_states = self.text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
+        prompt_embeds = hidden_states.masked_fill(mask[..., None] == 0, 0.0).to(device)
+        return prompt_embeds, negative_prompt_embeds
 
-    def check_inputs(
-        self,
-        prompt: str | list[str] | None,
-        prompt_embeds: torch.Tensor | None,
-        height: int,
-        width: int,
-        num_frames: int,
-        memory: MemoryPolicy,
-        output_type: str,
-        callback_tensor_inputs: tuple[str, ...],
-    ) -> None:
+    def check_inputs(self, request: VideoRequest, memory: MemoryPolicy, height: int, width: int) -> None:
         """
         Raises:
             ValueError, TypeError: what is asked for can't be made; the message says what can.
         """
-        if (prompt is None) == (prompt_embeds is None):
-            both = "neither `prompt` nor `prompt_embeds`" if prompt is None else "both `prompt` and `prompt_embeds`"
-            raise ValueError(f"Got {both}; give one of them.")
-        texts = [prompt] if isinstance(prompt, str) else prompt
-        if prompt is not None and not (isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)):
-            raise TypeError(f"`prompt` is {prompt!r}; it must be a string, or a list of one or more strings.")
-        if prompt is not None and (self.text_encoder is None or self.tokenizer is None):
-            raise ValueError("`prompt` needs a text encoder and a tokenizer; without them give `prompt_embeds`.")
         if self.transformer is None:
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
-        if prompt is None:
-            check_prompt_embeds(prompt_embeds, self.transformer.config.text_dim)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
-        if output_type != "latent" and self.vae is None:
-            raise ValueError(f'`output_type` is {output_type!r}, and this pipeline has no VAE; use "latent".')
-        if not set(callback_tensor_inputs) <= set(self._callback_tensor_inputs):
+        request.check_prompt(None not in (self.text_encoder, self.tokenizer), self.transformer.config.text_dim)
+        request.check_monitors()
+        for per_prompt in (request.reward_prompts, request.generators):
+            per_prompt()  # raises when there are not as many as prompts
+        if request.output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {request.output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
+        if request.output_type != "latent" and self.vae is None:
+            raise ValueError(f'`output_type` is {request.output_type!r}, and this pipeline has no VAE; use "latent".')
+        if not set(request.callback_tensor_inputs) <= set(self._callback_tensor_inputs):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` is {list(callback_tensor_inputs)}; it may name "
+                f"`callback_on_step_end_tensor_inputs` is {list(request.callback_tensor_inputs)}; it may name "
                 f"{self._callback_tensor_inputs}."
             )
         check_policy(memory)
         geometry = self.geometry
         geometry.check_size(height, width)
-        geometry.check_num_frames(num_frames)
         geometry.check_window(policy_sink_frames(memory, self.config.sink_frames))
+        if request.horizon is None:
+            geometry.check_num_frames(request.num_frames)
         if policy_positions(memory) == "absolute":
-            geometry.check_absolute_positions(num_frames, type(memory).__name__)
+            geometry.check_absolute_positions(request.num_frames, type(memory).__name__)
 
     def _chunk_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
         """C, F, h and w of one chunk's latents."""
@@ -707,20 +886,32 @@ class StreamT1Pipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self.scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas)
         return len(self.scheduler.timesteps)
 
-    def _progress_bar(self, total: int, **defaults: str | bool) -> object:
-        """diffusers' progress bar; what the user configured goes before `defaults`."""
+    def _progress_bar(self, total: int | None, **defaults: str | bool) -> object:
+        """diffusers' progress bar, endless if `total` is None; what the user configured goes before `defaults`."""
         configured = getattr(self, "_progress_bar_config", {})
         self._progress_bar_config = {**defaults, **configured}
         try:
-            return self.progress_bar(total=total)
+            return self.progress_bar(itertools.count()) if total is None else self.progress_bar(total=total)
         finally:
             self._progress_bar_config = configured
 
 
-def _videos(searches: list[PromptSearch], output_type: str) -> np.ndarray | torch.Tensor | list:
+def _clips(search: PromptSearch, candidates: list[Candidate], num_past: int) -> torch.Tensor:
+    """The candidates' chunks after so many of their beams': (B, F, 3, H, W) uint8."""
+    past = [newest(search.beams[candidate.parent].frames, num_past) for candidate in candidates]
+    return torch.stack([torch.cat((*frames, c.frames)) for frames, c in zip(past, candidates, strict=True)])
+
+
+def _videos(searches: list[PromptSearch], output_type: str, first_chunk: int = 0) -> np.ndarray | torch.Tensor | list:
     """The best beams' videos in the form that was asked for; prompts without a finished chunk have none."""
-    searches = [search for search in searches if search.trace.chunks]
+    searches = [search for search in searches if search.chunk_index > first_chunk]
     beams = [beam for search in searches for beam in search.best_beams()]
     if output_type == "latent":
-        return stack([torch.cat(beam.latents, dim=1) for beam in beams])
-    return to_output([torch.cat(beam.frames) for beam in beams], output_type)
+        return stack([torch.cat(beam.latents[first_chunk:], dim=1) for beam in beams])
+    return to_output([torch.cat(beam.frames[first_chunk:]) for beam in beams], output_type)
+
+
+def _stream_chunk(search: PromptSearch, beam: Beam, index: int, output_type: str) -> StreamChunk:
+    if output_type == "latent":
+        return StreamChunk(index, beam.latents[index], search.trace)
+    return StreamChunk(index, to_output([beam.frames[index]], output_type)[0], search.trace)

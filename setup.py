@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"stream_t1": "."},
     packages=["stream_t1", *(f"stream_t1.{name}" for name in SUBPACKAGES)],
-    package_data={"stream_t1.demo": ["*.json", "checkpoint/*", "checkpoint/*/*"]},
+    package_data={"stream_t1": ["model_index.json"], "stream_t1.demo": ["*.json", "checkpoint/*", "checkpoint/*/*"]},
     install_requires=[
         "torch>=2.11",
         "diffusers>=0.42",
@@ -32,7 +32,7 @@ setup(
     ],
     extras_require={
         "train": ["matplotlib>=3.9"],
-        "test": ["pytest>=8", "ruff>=0.14", "matplotlib>=3.9", "peft>=0.18"],
+        "test": ["pytest>=8", "ruff>=0.14", "matplotlib>=3.9", "peft>=0.18", "torchao>=0.16"],
     },
     entry_points={"console_scripts": ["stream-t1 = stream_t1.__main__:main"]},
 )

@@ -23,9 +23,10 @@ from statistics import median
 
 import torch
 from diffusers import AutoencoderKLWan
-from metering import ChunkMeter, ChunkRecord, commit, decoder_flops, machine, matrix_rate, timed_forwards
+from metering import ChunkMeter, ChunkRecord, commit, machine, matrix_rate, timed_forwards
 
 from stream_t1 import CausalWanTransformer3DModel, FewStepFlowMatchScheduler, StreamT1Pipeline
+from stream_t1.models.cost import decode_cost
 from stream_t1.search import EMASink, RewardRoutedSink, SearchTrace, SlidingWindow, StaticSink
 
 STAGES = ("denoise", "clean_pass", "decode", "reward")
@@ -121,7 +122,7 @@ class Bench:
     @torch.no_grad()
     def _embed_prompt(self) -> torch.Tensor:
         if self.pipe.text_encoder is not None:
-            return self.pipe.encode_prompt(PROMPT)
+            return self.pipe.encode_prompt(PROMPT)[0]
         text_dim = self.pipe.transformer.config.text_dim
         return torch.randn(1, TEXT_TOKENS, text_dim, device=self.device, dtype=self.pipe.transformer.dtype)
 
@@ -158,7 +159,8 @@ class Bench:
         config, chunk_frames = self.pipe.transformer.config, self.pipe.config.chunk_frames
         pixels = (self.pipe.config.default_height, self.pipe.config.default_width)
         size = (side // self.pipe.vae.config.scale_factor_spatial for side in pixels)
-        decode = decoder_flops(self.pipe.vae, (config.in_channels, chunk_frames, *size))
+        decode = decode_cost(self.pipe.vae, (config.in_channels, chunk_frames, *size))
+        decode_flops = (decode.first_flops, decode.later_flops)
         bytes_per_token = 2 * config.num_layers * config.num_attention_heads * config.attention_head_dim
         bytes_per_token *= self.pipe.transformer.dtype.itemsize
         costs = []
@@ -167,7 +169,7 @@ class Bench:
             flops = {"denoise": 0, "clean_pass": 0}
             for call in record.calls:
                 flops["clean_pass" if call.is_clean_pass else "denoise"] += sum(call.flops(config))
-            flops["decode"] = work.latents_decoded // chunk_frames * decode[min(index, 1)]
+            flops["decode"] = work.latents_decoded // chunk_frames * decode_flops[min(index, 1)]
             flops = {stage: count for stage, count in flops.items() if count}
             floor = {stage: count / rate for stage, count in flops.items()}
             costs.append(

@@ -1,7 +1,7 @@
 """Measuring a run from outside: transformer calls and what they multiply, memory, the machine and its matrix rate.
 
-Counted are products of matrices: linear layers, convolutions, attention, 2 operations per multiplication and addition.
-Norms, activations, rotary embedding and copies are not: they are part of what a measurement is above its floor.
+What is counted as operations is said in `stream_t1.models.cost`; the rest is part of what a measurement is above its
+floor.
 """
 
 import math
@@ -15,55 +15,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from diffusers import AutoencoderKLWan
-from diffusers.configuration_utils import FrozenDict
-from torch.utils.flop_counter import FlopCounterMode
 
-from stream_t1 import CausalWanTransformer3DModel, StreamingWanDecoder, StreamT1Pipeline
+from stream_t1 import CausalWanTransformer3DModel, StreamT1Pipeline
+from stream_t1.models.cost import ForwardShape
 
 MATRIX_SIDES = {"cuda": (4096, 8192, 16384), "cpu": (512, 1024, 2048)}
 MATRIX_SECONDS = 0.3  # for each of them, at least
 
 
-class ForwardFlops(NamedTuple):
-    """Operations of one call of the transformer."""
-
-    linear: int  # linear layers and the patch embedding
-    attention: int  # both products of self-attention and of cross-attention
-
-
 @dataclass(frozen=True)
-class ForwardCall:
+class ForwardCall(ForwardShape):
     """What one call of the transformer was given, and how long it took."""
 
     is_clean_pass: bool
-    batch_size: int  # candidates
-    chunk_tokens: int  # of one candidate
-    context_tokens: int  # of the memory that the batch reads, the chunk itself not counted
-    text_tokens: int  # padding included
-    fills_prompt: bool  # the first call of a prompt computes its keys and values for all
     seconds: float = 0.0  # on a GPU, of the launches alone
-
-    def flops(self, config: FrozenDict) -> ForwardFlops:
-        """What the call multiplies, in a `CausalWanTransformer3DModel` of this config."""
-        width = config.num_attention_heads * config.attention_head_dim
-        tokens = self.batch_size * self.chunk_tokens
-        block = tokens * (6 * width**2 + 2 * width * config.ffn_dim)  # q, k, v, out; cross q, out; feed-forward
-        embedded_text = 1  # the model embeds no more of a text that nobody reads
-        if self.fills_prompt:
-            block += self.text_tokens * 2 * width**2
-            embedded_text = self.text_tokens
-        embedders = self.batch_size * (config.freq_dim * width + 7 * width**2)  # of the timestep
-        embedders += embedded_text * (config.text_dim * width + width**2)
-        ends = tokens * math.prod(config.patch_size) * (config.in_channels + config.out_channels) * width
-        attended = self.chunk_tokens + self.context_tokens + self.text_tokens
-        return ForwardFlops(
-            linear=2 * (config.num_layers * block + embedders + ends),
-            attention=4 * config.num_layers * tokens * attended * width,
-        )
 
 
 @dataclass
@@ -164,19 +131,6 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024
-
-
-def decoder_flops(vae: AutoencoderKLWan, latent_shape: tuple[int, int, int, int]) -> tuple[int, int]:
-    """Operations to decode one chunk (C, F, H, W): of the first in a video, and of a later one. Computes nothing."""
-    with torch.device("meta"):
-        decoder = StreamingWanDecoder(AutoencoderKLWan.from_config(vae.config))
-        latents = torch.empty(1, *latent_shape)
-    counts, state = [], None
-    for _ in range(2):
-        with FlopCounterMode(display=False) as counter:
-            _, state = decoder(latents, state)
-        counts.append(counter.get_total_flops())
-    return counts[0], counts[1]
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,5 +1,29 @@
-"""From the files that the models' authors publish to diffusers' layout."""
+"""From the files that the models' authors publish to folders that `from_pretrained` loads.
 
-from .wan import convert_wan_transformer
+Names are loaded when they are first used (PEP 562).
+"""
 
-__all__ = ["convert_wan_transformer"]
+from importlib import import_module
+
+_EXPORTS = {
+    "convert_wan_transformer": "wan",
+    "convert_longlive": "generators",
+    "convert_self_forcing": "generators",
+    "convert_reward_forcing": "generators",
+    "convert_causal_forcing": "generators",
+    "convert_fastvideo": "generators",
+    "convert_hpsv3": "hpsv3",
+    "convert_videoalign": "videoalign",
+}
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

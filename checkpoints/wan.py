@@ -2,12 +2,19 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
-import torch
+from .reading import Checkpoint, listing
 
 # What trainers put before a key: the module that held the generator, and FSDP's wrapper anywhere in the name.
 PREFIXES = ("model.", "module.", "generator.")
 WRAPPER = "_fsdp_wrapped_module."
+
+FLAT = "flat"  # name of a layout whose weights are at the top level of the file
+HALLMARK = "patch_embedding.weight"  # every Wan transformer has it, under this name
+
+Value = TypeVar("Value")
 
 RENAMES = (
     (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
@@ -28,18 +35,70 @@ RENAMES = (
 )
 
 
-def convert_wan_transformer(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Original Wan keys to those of diffusers' `WanTransformer3DModel`; the tensors are the same objects.
+@dataclass(frozen=True)
+class WanLayout:
+    """Where a checkpoint holds a Wan transformer, under which keys."""
+
+    dict_name: str  # as in `Checkpoint.dicts`
+    keys: Mapping[str, str]  # the checkpoint's, by diffusers'
+
+    @property
+    def name(self) -> str:
+        return self.dict_name or FLAT
+
+    def __str__(self) -> str:
+        place = f"the dict `{self.dict_name}`" if self.dict_name else "the top level of the file"
+        return f"{place}, with keys like `{next(iter(self.keys.values()))}`"
+
+
+def find_wan_layouts(checkpoint: Checkpoint) -> list[WanLayout]:
+    """Every Wan transformer that a checkpoint holds."""
+    layouts = []
+    for dict_name, infos in checkpoint.dicts.items():
+        if any(key.endswith(HALLMARK) for key in infos):
+            keys = convert_wan_transformer({key: key for key in infos})
+            if HALLMARK in keys:  # and not under the name of a larger model's part
+                layouts.append(WanLayout(dict_name, keys))
+    return layouts
+
+
+def choose_wan_layout(checkpoint: Checkpoint, preferred: tuple[str, ...], named: str | None = None) -> WanLayout:
+    """The transformer to convert.
 
     Args:
-        state_dict: with or without the trainers' prefixes (`model.`, `module.`, `generator.`,
-            `_fsdp_wrapped_module.`).
+        preferred: dicts in order, of which the first that is there is taken.
+        named: a layout's name, in the place of that order.
+
+    Raises:
+        ValueError: there is no such transformer; the message says what there is.
+    """
+    layouts = {layout.name: layout for layout in find_wan_layouts(checkpoint)}
+    if not layouts:
+        keys = [key for infos in checkpoint.dicts.values() for key in infos]
+        raise ValueError(
+            f"{checkpoint.path} holds no Wan transformer: none of its {len(keys)} keys is `{HALLMARK}`. They are "
+            f"{listing(keys)}; `stream-t1 inspect` says more."
+        )
+    names = [dict_name or FLAT for dict_name in preferred] if named is None else [named]
+    for name in names:
+        if name in layouts:
+            return layouts[name]
+    wanted = " or ".join(f"`{name}`" for name in names)
+    raise ValueError(f"{checkpoint.path} has the layouts {', '.join(layouts)}, and not {wanted}; name one of its own.")
+
+
+def convert_wan_transformer(state_dict: Mapping[str, Value]) -> dict[str, Value]:
+    """Original Wan keys to those of diffusers' `WanTransformer3DModel`; the values are the same objects.
+
+    Args:
+        state_dict: tensors, or anything else that has such keys, with or without the trainers' prefixes (`model.`,
+            `module.`, `generator.`, `_fsdp_wrapped_module.`).
 
     Raises:
         ValueError: two keys are one after their prefixes are gone.
     """
-    converted: dict[str, torch.Tensor] = {}
-    for original, tensor in state_dict.items():
+    converted: dict[str, Value] = {}
+    for original, value in state_dict.items():
         key = original.replace(WRAPPER, "")
         while key.startswith(PREFIXES):
             key = key.split(".", 1)[1]
@@ -47,7 +106,7 @@ def convert_wan_transformer(state_dict: Mapping[str, torch.Tensor]) -> dict[str,
             key = re.sub(pattern, replacement, key)
         if key in converted:
             raise ValueError(
-                f"`state_dict` has {key!r} twice, the second time as {original!r}: convert one model at a time."
+                f"The state dict has {key!r} twice, the second time as {original!r}: convert one model at a time."
             )
-        converted[key] = tensor
+        converted[key] = value
     return converted

@@ -13,6 +13,7 @@ from types import ModuleType
 import torch
 from PIL import Image, ImageDraw
 
+from ..checkpoints.cards import pipeline_card
 from .clips import BACKGROUNDS, COLORS, MOTIONS, NUM_HELD_OUT, SHAPES, Caption, train_captions
 
 SCORE_TITLES = {
@@ -37,7 +38,7 @@ def model_card(measurements: dict) -> str:
     if "scores" in measurements:
         sections.append(_scores(measurements["scores"]))
     sections.append("![samples](contact_sheet.png)\n\n![losses](loss_curves.png)\n")
-    return "\n".join(sections)
+    return str(pipeline_card("\n".join(sections), license="apache-2.0", tags=["stream-t1"]))
 
 
 def draw_loss_curves(lines: Sequence[dict], path: Path) -> None:
@@ -82,12 +83,7 @@ def draw_contact_sheet(videos: torch.Tensor, captions: Sequence[Caption], path: 
 
 def _header() -> str:
     example = Caption(shape="circle", color="red", background="white", motion="left").text
-    return f"""---
-library_name: diffusers
-pipeline_tag: text-to-video
----
-
-# Stream-T1 demo model
+    return f"""# Stream-T1 demo model
 
 A toy text-to-video model of stock classes (`AutoencoderKLWan`, `WanTransformer3DModel`, `UMT5EncoderModel`) that
 streams 64x64 videos of one moving shape at 16 frames a second, chunk by chunk of three latent frames in four steps.

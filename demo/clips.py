@@ -29,7 +29,7 @@ ATTRIBUTES = ("color", "background", "motion", "shape")
 
 NUM_HELD_OUT = 48
 EDGE_PIXELS = 3.0  # over which a shape fades into the background, so that latents need not hold the finest detail
-ORBIT_RADIUS = 10.0  # about the middle of the frame, so that a place on it tells the direction
+ORBIT_RADIUS = 12.5  # about the middle of the frame, so that a place on it tells the direction
 DIRECTIONS = {
     "left": (-1.0, 0.0),
     "right": (1.0, 0.0),
@@ -221,7 +221,7 @@ def _path(motion: str, num_frames: int, generator: random.Random) -> torch.Tenso
             start.reverse()
         return torch.tensor(start) + speed * time[:, None] * torch.tensor(DIRECTIONS[motion])
     if motion == "in circles":
-        angle = generator.uniform(0, 2 * math.pi) + generator.uniform(0.9, 1.1) / ORBIT_RADIUS * time
+        angle = generator.uniform(0, 2 * math.pi) + generator.uniform(0.95, 1.2) / ORBIT_RADIUS * time
         return middle + ORBIT_RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
     raise ValueError(f"`motion` is {motion!r}; it must be one of {MOTIONS}")
 

@@ -3,31 +3,12 @@
 import json
 from pathlib import Path
 
-import diffusers
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 
+from ..checkpoints.folder import model_index
 from .clips import FPS, FRAME_PIXELS
 from .teacher_forcing import CHUNK_FRAMES
 from .train_transformer import SHIFT, TextToVideo
-
-MODEL_INDEX = {
-    "_class_name": ["pipeline_stream_t1", "StreamT1Pipeline"],
-    "_diffusers_version": diffusers.__version__,
-    "chunk_frames": CHUNK_FRAMES,
-    "window_frames": 4 * CHUNK_FRAMES,
-    "sink_frames": CHUNK_FRAMES,
-    "denoising_steps": [1000, 750, 500, 250],
-    "fps": FPS,
-    "default_height": FRAME_PIXELS,
-    "default_width": FRAME_PIXELS,
-    "image_reward": [None, None],
-    "video_reward": [None, None],
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "UMT5EncoderModel"],
-    "tokenizer": ["transformers", "T5TokenizerFast"],
-    "transformer": ["diffusers", "WanTransformer3DModel"],
-    "vae": ["diffusers", "AutoencoderKLWan"],
-}
 
 
 def export_folder(model: TextToVideo, vae: AutoencoderKLWan, folder: Path) -> None:
@@ -37,7 +18,15 @@ def export_folder(model: TextToVideo, vae: AutoencoderKLWan, folder: Path) -> No
     model.tokenizer.save_pretrained(folder / "tokenizer")
     vae.save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
+    index = model_index(
+        chunk_frames=CHUNK_FRAMES,
+        window_frames=4 * CHUNK_FRAMES,
+        sink_frames=CHUNK_FRAMES,
+        fps=FPS,
+        default_height=FRAME_PIXELS,
+        default_width=FRAME_PIXELS,
+    )
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     for config in folder.glob("*/*config.json"):
         values = json.loads(config.read_text())
         if values.pop("_name_or_path", None) is not None:

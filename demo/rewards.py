@@ -35,7 +35,7 @@ class LegibilityReward(Reward):
 
         frames: (B, F, 3, H, W) float in [0, 1]
         """
-        captions = _captions(frames, prompt, least_frames=1)
+        captions = [parse_caption(text) for text in prompt]
         num_frames = frames.shape[1]
         pixels = _shrink(frames).flatten(0, 1).float()  # (N, 3, H, W)
         background_match = _matches(pixels, BACKGROUNDS)  # (N, backgrounds, H, W)
@@ -72,7 +72,9 @@ class MotionReward(Reward):
 
         frames: (B, F, 3, H, W) float in [0, 1]
         """
-        captions = _captions(frames, prompt, least_frames=9)
+        if frames.shape[1] < 9:
+            raise ValueError(f"`frames` has {frames.shape[1]} per video; a path takes 9 or more.")
+        captions = [parse_caption(text) for text in prompt]
         pixels = _shrink(frames, longest=FRAME_PIXELS // 2).float()
         centers, color, area = _follow_object(pixels)
         fits = torch.stack([_motion_fit(centers, motion) for motion in MOTIONS], dim=1)  # (B, motions)
@@ -91,14 +93,6 @@ class MotionReward(Reward):
         presence = torch.exp(-(((area.clamp(min=1e-4) / USUAL_AREA).log() / 0.8) ** 2)).mean(dim=1)
         score = presence * sum(self.weights[name] * parts[name] for name in parts)
         return RewardOutput(score=score, parts={**parts, "presence": presence})
-
-
-def _captions(frames: torch.Tensor, prompt: list[str], *, least_frames: int) -> list:
-    if frames.ndim != 5 or frames.shape[2] != 3 or frames.shape[1] < least_frames:
-        raise ValueError(f"`frames` has shape {tuple(frames.shape)}; it must be (B, F, 3, H, W), F >= {least_frames}")
-    if len(prompt) != len(frames):
-        raise ValueError(f"`prompt` has {len(prompt)} texts for {len(frames)} videos; give one per video")
-    return [parse_caption(text) for text in prompt]
 
 
 def _shrink(frames: torch.Tensor, longest: int = FRAME_PIXELS) -> torch.Tensor:

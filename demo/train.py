@@ -212,8 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _training_set(vae: AutoencoderKLWan, path: Path, settings: TrainSettings, seed: int) -> TrainingSet:
     """The training set, made once; the VAE's config gets the mean and the scale of its latents."""
-    captions = repeat_captions(train_captions(), settings.num_clips, seed)
-    first_captions = repeat_captions(train_captions(), settings.num_first_chunks, seed + 1)
+    every_caption = train_captions()
+    every_caption += [caption for caption in every_caption if caption.motion == "in circles"]  # the hardest: twice
+    captions = repeat_captions(every_caption, settings.num_clips, seed)
+    first_captions = repeat_captions(every_caption, settings.num_first_chunks, seed + 1)
     if not path.exists():
         measure_latents(vae, repeat_captions(train_captions(), min(128, settings.num_clips), seed), seed)
         state = {

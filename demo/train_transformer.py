@@ -35,8 +35,8 @@ LONGEST_GAP = 600
 class TransformerSettings:
     """How long and on what the transformer is trained."""
 
-    num_steps: int = 4200
-    first_stage_steps: int = 2000  # of first chunks alone
+    num_steps: int = 4400
+    first_stage_steps: int = 1700  # of first chunks alone
     first_stage_batch: int = 64
     batch_clips: int = 4
     extra_first_chunks: int = 32  # of other clips, beside the whole clips of the second stage

@@ -104,7 +104,7 @@ class ChunkMemory:
             for layers in key.split(max(1, ROTATED_AT_ONCE // key[0].numel())):
                 layers.copy_(rotary.rotate(layers, past_table))
             value = torch.cat([chunk.value.to(chunk.dtype) for chunk in chunks], dim=1)
-        return ChunkContext(table, key, value, prompt)
+        return ChunkContext(table.clone(), key, value, prompt)  # no view: a compiler would watch what it is a view of
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +115,11 @@ class LayerContext:
     what the block records in it would be lost.
     """
 
-    table: torch.Tensor  # (L of the chunk, D / 2) complex: the rotary embedding of its own tokens
+    table: torch.Tensor  # (L of the chunk, D / 2, 2): the rotary embedding of its own tokens
     key: torch.Tensor | None  # (1, L of the context, N, D), rotated; None for the first chunk
     value: torch.Tensor | None
-    recorded_keys: tuple[torch.Tensor, ...]  # B of (L, N, D): filled in a clean pass, else empty
-    recorded_values: tuple[torch.Tensor, ...]
+    recorded_key: torch.Tensor | None  # (L, N, D), filled in a clean pass; else None
+    recorded_value: torch.Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ class ChunkContext:
         prompt: PromptMemory,
         record: "ChunkRecord | None" = None,
     ) -> None:
-        self.table = table  # (L of the chunk, D / 2) complex
+        self.table = table  # (L of the chunk, D / 2, 2)
         self.key, self.value = key, value  # (layers, L of the context, N, D)
         self.prompt = prompt
         self.record = record
@@ -174,32 +174,27 @@ class ChunkContext:
 
     def layer(self, index: int) -> LayerContext:
         past = (None, None) if self.key is None else (self.key[index : index + 1], self.value[index : index + 1])
-        recorded = ((), ()) if self.record is None else self.record.layer(index)
+        recorded = (None, None) if self.record is None else self.record.layer(index)
         return LayerContext(self.table, *past, *recorded)
 
 
 class ChunkRecord:
-    """Where a clean pass leaves the keys and values of its B chunks.
-
-    Each chunk has tensors of its own, so that a beam that is dropped later takes its memory with it.
-    """
+    """Where the clean pass of a chunk leaves its keys and values."""
 
     def __init__(self) -> None:
-        self.keys: list[torch.Tensor] = []  # B of (layers, L, N, D)
-        self.values: list[torch.Tensor] = []
+        self.key: torch.Tensor | None = None  # (layers, L, N, D)
+        self.value: torch.Tensor | None = None
 
-    def allocate(self, batch_size: int, num_layers: int, heads: tuple[int, int], like: torch.Tensor) -> None:
-        """Room for `batch_size` chunks of the tokens of `like` (B, L, dim); `heads` is (N, D)."""
-        shape = (num_layers, like.shape[1], *heads)
-        self.keys = [like.new_empty(shape) for _ in range(batch_size)]
-        self.values = [like.new_empty(shape) for _ in range(batch_size)]
+    def allocate(self, num_layers: int, heads: tuple[int, int], like: torch.Tensor) -> None:
+        """Room for the tokens of `like` (1, L, dim); `heads` is (N, D)."""
+        if like.shape[0] != 1:
+            raise ValueError(f"A clean pass records one chunk; {like.shape[0]} were given.")
+        self.key = like.new_empty((num_layers, like.shape[1], *heads))
+        self.value = torch.empty_like(self.key)
 
-    def layer(self, index: int) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        return tuple(key[index] for key in self.keys), tuple(value[index] for value in self.values)
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.key[index], self.value[index]
 
-    def chunks(self, index: int, start_frame: int, num_frames: int) -> list[CachedChunk]:
-        """The recorded chunks, one per row of the pass."""
-        return [
-            CachedChunk(key, value, index, start_frame, num_frames, key.dtype)
-            for key, value in zip(self.keys, self.values, strict=True)
-        ]
+    def chunk(self, index: int, start_frame: int, num_frames: int) -> CachedChunk:
+        """What was recorded, as a chunk of the video."""
+        return CachedChunk(self.key, self.value, index, start_frame, num_frames, self.key.dtype)

@@ -3,6 +3,8 @@
 Axes: B videos, F frames, H and W height and width.
 """
 
+import base64
+import io
 from typing import Literal
 
 import numpy as np
@@ -10,11 +12,21 @@ import PIL.Image
 import torch
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+THUMBNAIL_PIXELS = 96
 
 
 def to_uint8(video: torch.Tensor) -> torch.Tensor:
     """A decoded clip (3, F, H, W) in [-1, 1], all finite, as (F, 3, H, W) in 0 to 255."""
     return (video.float() / 2 + 0.5).mul(255.0).round().to(torch.uint8).transpose(0, 1).contiguous()
+
+
+def thumbnail(frames: torch.Tensor) -> str:
+    """The middle picture of a chunk (F, 3, H, W) uint8, at most 96 pixels a side, as a JPEG data URL."""
+    picture = PIL.Image.fromarray(frames[len(frames) // 2].permute(1, 2, 0).cpu().numpy())
+    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def to_output(

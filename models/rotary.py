@@ -18,16 +18,17 @@ THETA = 10000.0
 
 @lru_cache(maxsize=16)
 def _axis_turns(num_positions: int, axis_dim: int) -> torch.Tensor:
-    """exp(i * angle) of positions 0, 1, ... and every frequency: (positions, axis_dim / 2) complex64 on the CPU."""
-    frequencies = THETA ** (-torch.arange(0, axis_dim, 2, dtype=torch.float64) / axis_dim)
-    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+    """Cosine and sine for positions 0, 1, ... and every frequency: (positions, axis_dim / 2, 2) float32 on the CPU."""
+    exact = {"dtype": torch.float64, "device": "cpu"}  # said, for where the default is another device
+    frequencies = THETA ** (-torch.arange(0, axis_dim, 2, **exact) / axis_dim)
+    angles = torch.arange(num_positions, **exact)[:, None] * frequencies
+    return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
 
 
 def rotary_table(
     frame_positions: Sequence[int], height: int, width: int, head_dim: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """The turn of every token and pair of channels, exp(i * angle): (L, D / 2) complex64.
+    """The turn of every token and pair of channels, cosine and sine of its angle: (L, D / 2, 2) float32.
 
     `height` and `width` count patches; L is `len(frame_positions) * height * width`. A head's channels are shared out
     over time, rows and columns as in the stock model: rows and columns get `2 * (D // 6)` each, time the rest.
@@ -37,9 +38,9 @@ def rotary_table(
     num_positions = 1 << max(frame_positions).bit_length()
     time = _axis_turns(num_positions, head_dim - 2 * spatial_dim)[list(frame_positions)].to(device)
     rows, columns = (_axis_turns(size, spatial_dim).to(device) for size in (height, width))
-    grid = (len(frame_positions), height, width, -1)
+    grid = (len(frame_positions), height, width, -1, 2)
     axes = (time[:, None, None].expand(grid), rows[None, :, None].expand(grid), columns[None, None].expand(grid))
-    return torch.cat(axes, dim=-1).flatten(0, 2)
+    return torch.cat(axes, dim=-2).flatten(0, 2)
 
 
 def rotate(heads: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -47,5 +48,11 @@ def rotate(heads: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
     The product is taken in float32 and rounded once, to the dtype of `heads`.
     """
-    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))  # (..., L, N, D / 2)
-    return torch.view_as_real(pairs * table[:, None]).flatten(-2).type_as(heads)
+    pairs = heads.float().unflatten(-1, (-1, 2))  # (..., L, N, D / 2, 2)
+    if not torch.compiler.is_compiling() and heads.device.type != "mps":
+        turned = torch.view_as_complex(pairs) * torch.view_as_complex(table)[:, None]
+        return torch.view_as_real(turned).flatten(-2).type_as(heads)
+    # The same in real numbers: inductor makes no kernels of complex ones, and MPS lacks some.
+    (real, imaginary), (cosine, sine) = pairs.unbind(-1), table[:, None].unbind(-1)
+    turned = (real * cosine - imaginary * sine, real * sine + imaginary * cosine)
+    return torch.stack(turned, dim=-1).flatten(-2).type_as(heads)

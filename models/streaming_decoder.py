@@ -44,6 +44,17 @@ class StreamingWanDecoder:
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae
 
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: VAE tiling is on.
+        """
+        if self.vae.use_tiling:
+            raise ValueError(
+                "VAE tiling is on, and a streaming decode has no state per tile. Call `vae.disable_tiling()`; "
+                "`vae.enable_slicing()` lowers the memory of a decode as well."
+            )
+
     @torch.no_grad()
     def __call__(self, latents: torch.Tensor, state: DecoderState | None = None) -> tuple[torch.Tensor, DecoderState]:
         """The frames of the next latents of each clip.
@@ -79,11 +90,7 @@ class StreamingWanDecoder:
     def _decode(
         self, latents: torch.Tensor, state: DecoderState | None
     ) -> tuple[torch.Tensor, list["torch.Tensor | str | None"]]:
-        if self.vae.use_tiling:
-            raise ValueError(
-                "VAE tiling is on, and a streaming decode has no state per tile. Call `vae.disable_tiling()`; "
-                "`vae.enable_slicing()` lowers the memory of a decode as well."
-            )
+        self.check()
         if state is not None and state.batch_size not in (1, latents.shape[0]):
             raise ValueError(f"`state` is of {state.batch_size} clips, `latents` of {latents.shape[0]}.")
         if hasattr(self.vae, "_hf_hook"):  # `vae.decode` would call it; its parts, called alone, do not

@@ -8,6 +8,7 @@ Axes: B batch, C channels, F latent frames, H and W latent height and width, L t
 """
 
 import functools
+import json
 import types
 
 import torch
@@ -53,11 +54,9 @@ class CausalWanAttnProcessor(WanAttnProcessor):
         query = attn.norm_q(query).unflatten(2, (attn.heads, -1))  # (B, L, N, D)
         key = attn.norm_k(key).unflatten(2, (attn.heads, -1))
         value = value.unflatten(2, (attn.heads, -1))
-        for row, (recorded_key, recorded_value) in enumerate(
-            zip(context.recorded_keys, context.recorded_values, strict=True)
-        ):
-            recorded_key.copy_(key[row])
-            recorded_value.copy_(value[row])
+        if context.recorded_key is not None:
+            context.recorded_key.copy_(key[0])
+            context.recorded_value.copy_(value[0])
         table = context.table.to(query.device)
         query, key = rotary.rotate(query, table), rotary.rotate(key, table)
         if context.key is not None:
@@ -101,6 +100,11 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
                 processor._parallel_config = stock._parallel_config
                 attention.set_processor(processor)
 
+    def to_json_string(self) -> str:
+        """The config, under the name of the stock class: what is saved loads wherever diffusers does."""
+        stock = {"_class_name": WanTransformer3DModel.__name__}
+        return json.dumps({**json.loads(super().to_json_string()), **stock}, indent=2, sort_keys=True) + "\n"
+
     @classmethod
     def adopt(cls, transformer: WanTransformer3DModel) -> "CausalWanTransformer3DModel":
         """Makes a causal transformer of a stock one, in place: same object, same weights, same hooks.
@@ -109,13 +113,19 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
         Raises:
             TypeError: `transformer` is neither a stock Wan transformer nor a causal one.
-            ValueError: it is under group offload already, whose hooks hold on to the stock forward.
+            ValueError: it is conditioned on an image, or under group offload already, whose hooks hold on to the
+                stock forward.
         """
         module = getattr(transformer, "_orig_mod", transformer)  # what `torch.compile(model)` wraps
         if not isinstance(module, WanTransformer3DModel):
             raise TypeError(
                 f"`transformer` is a {type(module).__name__}; streaming needs a diffusers `WanTransformer3DModel` "
                 "(Wan 2.1 text-to-video), or a `CausalWanTransformer3DModel`."
+            )
+        if module.config.image_dim is not None or module.config.added_kv_proj_dim is not None:
+            raise ValueError(
+                "`transformer` is conditioned on an image; streaming needs a text-to-video model, such as that of "
+                "Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
             )
         if isinstance(module, cls):
             return transformer
@@ -162,6 +172,11 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             )
         if encoder_hidden_states_image is not None or self.config.added_kv_proj_dim is not None:
             raise ValueError("A memory serves text-to-video models; this one is conditioned on an image.")
+        if self._parallel_config is not None or self.is_cache_enabled:
+            raise ValueError(
+                "A memory serves whole chunks and every step of them: context parallelism splits the one and a step "
+                "cache (`enable_cache`) skips the other. Disable it."
+            )
         if encoder_hidden_states.shape[0] != 1:
             raise ValueError(
                 f"`encoder_hidden_states` has {encoder_hidden_states.shape[0]} rows; with `memory` all candidates "
@@ -191,7 +206,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         else:
             prompt.allocate(len(self.blocks), prompt_embeds.shape[1], heads, hidden_states)
         if memory.record is not None:
-            memory.record.allocate(latents.shape[0], len(self.blocks), heads, hidden_states)
+            memory.record.allocate(len(self.blocks), heads, hidden_states)
 
         time, time_modulation, text, _ = self.condition_embedder(timestep, prompt_embeds, None)
         time_modulation = time_modulation.unflatten(1, (6, -1))  # (B, 6, dim)

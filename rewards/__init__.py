@@ -1,5 +1,37 @@
-"""What a reward is, and how the search calls one."""
+"""Rewards: what one is, the paper's two reward models, light ones, and how they are combined."""
 
-from .base import Reward, RewardOutput
+from .base import PictureReward, Reward, RewardOutput
+from .clip import AestheticReward, CLIPScoreReward, PickScoreReward
+from .combining import GatedReward, WeightedReward
+from .consistency import BackgroundConsistencyReward, SubjectConsistencyReward
+from .hpsv3 import HPSv3Reward
+from .pixel_statistics import (
+    ChunkSeamReward,
+    DynamicDegreeReward,
+    ExposureReward,
+    SharpnessReward,
+    TemporalFlickerReward,
+)
+from .qwen2_vl import Qwen2VLRewardModel
+from .videoalign import VideoAlignReward
 
-__all__ = ["Reward", "RewardOutput"]
+__all__ = [
+    "AestheticReward",
+    "BackgroundConsistencyReward",
+    "CLIPScoreReward",
+    "ChunkSeamReward",
+    "DynamicDegreeReward",
+    "ExposureReward",
+    "GatedReward",
+    "HPSv3Reward",
+    "PickScoreReward",
+    "PictureReward",
+    "Qwen2VLRewardModel",
+    "Reward",
+    "RewardOutput",
+    "SharpnessReward",
+    "SubjectConsistencyReward",
+    "TemporalFlickerReward",
+    "VideoAlignReward",
+    "WeightedReward",
+]

@@ -6,9 +6,12 @@ Axes: B clips, F frames, H height and W width in pixels.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from diffusers.utils import logging
+
+from . import base
 
 logger = logging.get_logger(__name__)
 
@@ -21,23 +24,27 @@ class RewardScore:
 
     score: float | None  # None: it has none
     parts: dict[str, float] = field(default_factory=dict)
-    problem: str | None = None  # why it has none
-
-
-class RewardFormatError(TypeError):
-    """A reward gave something else than a float per clip. The mistake of its author, not of a candidate."""
+    problem: str | None = None  # why it has none, against the search's will
+    gated: str | None = None  # why it has none, as the reward was told
 
 
 def resolve_reward(
-    name: str, argument: RewardFunction | bool | None, component: RewardFunction | None
+    name: str,
+    argument: RewardFunction | str | Path | bool | None,
+    component: RewardFunction | None,
+    device: torch.device | None = None,
 ) -> RewardFunction | None:
     """The reward that a call uses: its argument; the pipeline's component when that is None; none when it is False.
+
+    A converted folder's path, or its id on the Hub, is loaded for this call and goes to `device`.
 
     Raises:
         TypeError: it can't be called.
     """
     if argument is False:
         return None
+    if isinstance(argument, str | Path):
+        return base.as_component(argument).to(device)
     reward = component if argument is None else argument
     if reward is not None and not callable(reward):
         raise TypeError(
@@ -60,25 +67,40 @@ def check_readable(name: str, reward: RewardFunction | None, has_words: bool, ha
         )
 
 
+def check_request(reward: RewardFunction | None, prompts: list[str], num_beams: int) -> None:
+    """
+    Raises:
+        ValueError: the reward says that it can't serve such a search.
+    """
+    check = getattr(reward, "check_request", None)
+    if check is not None:
+        check(prompts, num_beams)
+
+
 def score_clips(
-    reward: RewardFunction, frames: torch.Tensor, prompt: str, fps: float, *, name: str
+    reward: RewardFunction, frames: torch.Tensor, prompt: str | list[str], fps: float, *, name: str
 ) -> list[RewardScore]:
     """A score for each of B clips.
 
     A call that raises is repeated clip by clip, and clips that raise again, or score no finite number, get None.
 
     Args:
-        reward: any `reward(frames, prompt, fps)`.
+        reward: any `reward(frames, prompt, fps)`. A `Reward` gets the frames as they are and makes floats of a
+            micro-batch at a time; any other callable gets floats.
         frames: (B, F, 3, H, W) uint8.
-        prompt: the text of all clips.
+        prompt: the text of all clips, or B texts.
         name: of the argument that brought the reward, for messages.
 
     Raises:
         RewardFormatError: the reward's output is of the wrong type or shape.
     """
+    prompts = [prompt] * len(frames) if isinstance(prompt, str) else prompt
+    is_ready = isinstance(reward, base.Reward) or frames.is_floating_point()
     try:
         with torch.inference_mode():
-            output = reward(frames.to(torch.float32).div_(255.0), [prompt] * len(frames), fps)
+            output = reward(frames if is_ready else frames.to(torch.float32).div_(255.0), prompts, fps)
+    except base.RewardFormatError:  # of a reward inside of this one
+        raise
     except Exception as error:  # a reward is foreign code: whatever it raises must cost one candidate, not the run
         problem = f"`{name}` raised {type(error).__name__}: {error}"
     else:
@@ -86,28 +108,31 @@ def score_clips(
     if len(frames) == 1:
         return [RewardScore(None, problem=problem)]
     logger.warning(f"{problem}. Trying its {len(frames)} clips one by one.")
-    return [score for clip in frames.split(1) for score in score_clips(reward, clip, prompt, fps, name=name)]
+    singles = zip(frames.split(1), prompts, strict=True)
+    return [score for clip, text in singles for score in score_clips(reward, clip, [text], fps, name=name)]
 
 
 def _read(output: object, batch_size: int, name: str) -> list[RewardScore]:
     scores = _numbers(getattr(output, "score", output), batch_size, name)
     parts = getattr(output, "parts", None) or {}
     parts = {key: _numbers(values, batch_size, f"{name}, part {key}") for key, values in parts.items()}
-    return [
-        RewardScore(
-            score if math.isfinite(score) else None,
-            {key: values[row] for key, values in parts.items() if math.isfinite(values[row])},
-            None if math.isfinite(score) else f"`{name}` scored {score}",
-        )
-        for row, score in enumerate(scores)
-    ]
+    lost, gated = (getattr(output, kind, None) or (None,) * batch_size for kind in ("lost", "gated"))
+    results = []
+    for row, score in enumerate(scores):
+        named = {key: values[row] for key, values in parts.items() if math.isfinite(values[row])}
+        if lost[row] is None and gated[row] is None and math.isfinite(score):
+            results.append(RewardScore(score, named))
+        else:
+            problem = None if gated[row] else lost[row] or f"`{name}` scored {score}"
+            results.append(RewardScore(None, named, problem, gated[row]))
+    return results
 
 
 def _numbers(values: object, batch_size: int, name: str) -> list[float]:
     wanted = f"a float tensor of shape ({batch_size},), one score per clip, or a `RewardOutput` with such a `score`"
     if not torch.is_tensor(values) or not values.is_floating_point():
         given = f"a {values.dtype} tensor" if torch.is_tensor(values) else f"a {type(values).__name__}"
-        raise RewardFormatError(f"`{name}` gave {given}; it must give {wanted}.")
+        raise base.RewardFormatError(f"`{name}` gave {given}; it must give {wanted}.")
     if tuple(values.shape) != (batch_size,):
-        raise RewardFormatError(f"`{name}` gave a tensor of shape {tuple(values.shape)}; it must give {wanted}.")
+        raise base.RewardFormatError(f"`{name}` gave a tensor of shape {tuple(values.shape)}; it must give {wanted}.")
     return values.tolist()

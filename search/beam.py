@@ -19,14 +19,20 @@ class Beam:
 
     memory: object
     decoder_state: object = None  # None: nothing is decoded yet, or it is needed no more
-    latents: tuple[torch.Tensor, ...] = ()  # one (C, F, H, W) per chunk
-    frames: tuple[torch.Tensor, ...] = ()  # one (F, 3, H, W) uint8 per chunk; empty when pixels are not asked for
+    latents: tuple[torch.Tensor | None, ...] = ()  # one (C, F, H, W) per chunk; None: forgotten, in an endless stream
+    frames: tuple[torch.Tensor | None, ...] = ()  # one (F, 3, H, W) uint8 per chunk; empty when nobody asks for pixels
     noise: torch.Tensor | None = None  # (F, C, H, W) initial noise of the last chunk
     seeds: tuple[int, ...] = ()  # one per chunk, as are the next three
     short: tuple[float, ...] = ()
     long: tuple[float, ...] = ()
     routes: tuple[str | None, ...] = ()
     score: float = 0.0  # of the last chunk; higher is better
+
+    def forget(self, num_chunks: int) -> "Beam":
+        """The beam without the latents and pixels of its first chunks; None stands for each."""
+        gone = (None,) * num_chunks
+        frames = (*gone, *self.frames[num_chunks:]) if self.frames else ()
+        return replace(self, latents=(*gone, *self.latents[num_chunks:]), frames=frames)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +78,11 @@ class Candidate:
 def lose(candidate: Candidate, reason: str, chunk_index: int, index: int) -> Candidate:
     """The candidate without scores, pixels and decoder state, and a warning that says which and why."""
     logger.warning(f"Chunk {chunk_index}: candidate {index} is lost, {reason}.")
+    return set_aside(candidate, reason)
+
+
+def set_aside(candidate: Candidate, reason: str) -> Candidate:
+    """The candidate without scores, pixels and decoder state."""
     return replace(candidate, lost=reason, short=None, long=None, score=None, frames=None, decoder_state=None)
 
 

@@ -55,12 +55,14 @@ class VideoGeometry:
                 f"chunk ({self.chunk_frames}), so it must be {least} or more."
             )
 
-    def check_absolute_positions(self, num_frames: int, policy_name: str) -> None:
-        latent_frames = self.num_latent_frames(num_frames)
-        if latent_frames > self.longest_frames:
+    def check_absolute_positions(self, num_frames: int | None, policy_name: str) -> None:
+        """`num_frames` is None for an endless stream."""
+        latent_frames = None if num_frames is None else self.num_latent_frames(num_frames)
+        if latent_frames is None or latent_frames > self.longest_frames:
             most = self.num_frames(self.longest_frames // self.chunk_frames)
+            asked = f"{num_frames}, that is {latent_frames} latent frames" if num_frames else "None, an endless stream"
             raise ValueError(
-                f"`num_frames` is {num_frames}, that is {latent_frames} latent frames, and absolute positions end at "
+                f"`num_frames` is {asked}, and absolute positions end at "
                 f"{self.longest_frames}. Use {most} frames or fewer, or a memory policy with relative positions, "
                 f'such as {policy_name}(positions="relative").'
             )

@@ -1,11 +1,22 @@
 """The numbers of a search, checked once, before any work."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from numbers import Real
 from typing import Literal
 
 from . import geometry, memory_sinking, noise_propagation
+
+SHIPPED_POLICIES = {
+    policy.__name__: policy
+    for policy in (
+        memory_sinking.SlidingWindow,
+        memory_sinking.StaticSink,
+        memory_sinking.EMASink,
+        memory_sinking.RewardRoutedSink,
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -21,10 +32,18 @@ class SearchSettings:
     candidate_seeds: Literal["independent", "reference"] = "independent"
     final_selection: Literal["video_reward", "score"] = "video_reward"
     num_videos_per_prompt: int = 1
+    max_lag: int | None = None  # chunks after which the beams must agree
 
     def __post_init__(self) -> None:
         for name in ("num_beams", "num_candidates", "reward_window", "num_videos_per_prompt"):
             geometry.check_whole_number(name, getattr(self, name), least=1)
+        if self.max_lag is not None:
+            geometry.check_whole_number("max_lag", self.max_lag, least=0)
+            if self.max_lag == 0 and self.num_videos_per_prompt > 1:
+                raise ValueError(
+                    f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `max_lag`, 0, keeps one beam. Use "
+                    "1 video, or no `max_lag`."
+                )
         if self.num_videos_per_prompt > self.num_beams:
             raise ValueError(
                 f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and only `num_beams`, {self.num_beams}, "
@@ -82,3 +101,48 @@ def policy_positions(memory: object) -> str:
 def policy_sink_frames(memory: object, sink_frames: int) -> int:
     """How many first frames the policy keeps as sinks; the pipeline's `sink_frames` when it has no say."""
     return memory.first_sink_frames(sink_frames) if hasattr(memory, "first_sink_frames") else sink_frames
+
+
+def policy_config(memory: "memory_sinking.MemoryPolicy | Mapping[str, str | float] | None") -> dict | None:
+    """What a pipeline's config keeps of its policy: its name as `policy` and its numbers, all of them plain JSON.
+
+    Args:
+        memory: a shipped policy, or what this function made of one; None is kept as None.
+
+    Raises:
+        TypeError: a policy of the user's own, which a config can't bring back.
+        ValueError: a name or number that no policy has, or a number that JSON has not.
+    """
+    if memory is None:
+        return None
+    policy = policy_from_config(memory) if isinstance(memory, Mapping) else memory
+    check_policy(policy)
+    if type(policy).__name__ not in SHIPPED_POLICIES:  # by name: the user's may be of another copy of the code
+        raise TypeError(
+            f"`memory` is a {type(policy).__name__}; a pipeline's config keeps {', '.join(SHIPPED_POLICIES)}. Give a "
+            "policy of your own to the call."
+        )
+    numbers = asdict(policy)
+    endless = [name for name, value in numbers.items() if isinstance(value, float) and not isfinite(value)]
+    if endless:
+        raise ValueError(f"`{endless[0]}` of `memory` is {numbers[endless[0]]}, which a config can't keep.")
+    return {"policy": type(policy).__name__, **numbers}
+
+
+def policy_from_config(config: Mapping[str, str | float] | None) -> "memory_sinking.MemoryPolicy":
+    """The policy of `policy_config`; for None the method's own, with its defaults.
+
+    Raises:
+        ValueError: `config` names no shipped policy, or something that its policy has not.
+    """
+    if config is None:
+        return memory_sinking.RewardRoutedSink()
+    given = dict(config)
+    name = given.pop("policy", None)
+    if name not in SHIPPED_POLICIES:
+        raise ValueError(f"`memory` names the policy {name!r}; it must be one of {', '.join(SHIPPED_POLICIES)}.")
+    allowed = [field.name for field in fields(SHIPPED_POLICIES[name])]
+    unknown = [key for key in given if key not in allowed]
+    if unknown:
+        raise ValueError(f"`memory` gives {name} {', '.join(unknown)}; it has {', '.join(allowed)}.")
+    return SHIPPED_POLICIES[name](**given)

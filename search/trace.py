@@ -14,7 +14,7 @@ import torch
 
 from . import beam
 
-STAGES = ("denoise", "clean_pass", "decode", "reward")
+STAGES = ("denoise", "clean_pass", "decode", "reward", "monitor")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -32,11 +32,12 @@ class CandidateTrace:
     route: str | None  # decided for this chunk, for when it leaves the window; None at chunk 0
     parts: dict[str, float] = field(default_factory=dict)  # "image.NAME" and "video.NAME" to the reward's parts
     lost: str | None = None  # why it has no score
+    thumbnail: str | None = None  # a small picture out of the chunk, as a data URL; None unless it was asked for
 
     @classmethod
-    def of(cls, candidate: "beam.Candidate", kept: bool) -> "CandidateTrace":
-        names = (field.name for field in fields(cls) if field.name != "kept")
-        return cls(kept=kept, **{name: getattr(candidate, name) for name in names})
+    def of(cls, candidate: "beam.Candidate", kept: bool, thumbnail: str | None) -> "CandidateTrace":
+        names = (field.name for field in fields(cls) if field.name not in ("kept", "thumbnail"))
+        return cls(kept=kept, thumbnail=thumbnail, **{name: getattr(candidate, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,24 @@ class SearchTrace:
     version: str  # of this project
     chunks: list[ChunkTrace]
     final: FinalTrace | None = None  # None while the search runs
-    monitors: dict[str, list[list[float]]] = field(default_factory=dict)  # name to, per chunk, the kept candidates
+    # name, or "NAME.PART", to, per chunk, the kept candidates; None where a monitor had no number
+    monitors: dict[str, list[list[float | None]]] = field(default_factory=dict)
+
+    def add(self, chunk: ChunkTrace, monitored: dict[str, list[float | None]]) -> None:
+        """Enters a finished chunk; a part that a monitor gives for some chunks only is empty for the others."""
+        for name in self.monitors.keys() | monitored.keys():
+            self.monitors.setdefault(name, [[] for _ in self.chunks]).append(monitored.get(name, []))
+        self.chunks.append(chunk)
+
+    def keep_last(self, num_chunks: int) -> None:
+        """Forgets all but the last chunks, in place."""
+        for records in (self.chunks, *self.monitors.values()):
+            del records[:-num_chunks]
 
     def save(self, path: str | PathLike) -> None:
-        """Writes the trace as JSON."""
+        """Writes the trace as JSON; what a caller gave as numpy's numbers are plain ones there."""
         with open(path, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1, allow_nan=False)
+            json.dump(asdict(self), file, indent=1, allow_nan=False, default=lambda number: number.item())
 
     @classmethod
     def load(cls, path: str | PathLike) -> "SearchTrace":

@@ -11,13 +11,13 @@ from conftest import toy_transformer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from stream_t1.models.cost import ForwardShape
 from stream_t1.models.memory import ChunkMemory, ChunkRecord, PromptMemory
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import chunk_cost  # noqa: E402
-from metering import ForwardCall  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def remembered_chunk(transformer, memory, prompt, embeds):
     """A memory with one more chunk of 18 tokens."""
     record = ChunkRecord()
     forward(transformer, context(memory, prompt).recording(record), embeds, batch_size=1)
-    return memory.append(record.chunks(0, memory.num_frames, 3)[0], 3)
+    return memory.append(record.chunk(0, memory.num_frames, 3), 3)
 
 
 def context(memory, prompt):
@@ -53,8 +53,7 @@ def test_counted_operations_are_those_that_torch_counts(batch_size, num_past_chu
     reads = context(memory, PromptMemory() if fills_prompt else prompt)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # torch counts no fused CPU kernel
         forward(transformer, reads, embeds, batch_size)
-    call = ForwardCall(
-        is_clean_pass=False,
+    call = ForwardShape(
         batch_size=batch_size,
         chunk_tokens=18,
         context_tokens=18 * num_past_chunks,
@@ -69,7 +68,7 @@ def test_the_full_size_forward_is_what_the_design_says():
     model = chunk_cost.RANDOM_MODELS["wan-1.3b"]
     with torch.device("meta"):
         config = chunk_cost.CausalWanTransformer3DModel(**model.transformer).config
-    call = ForwardCall(False, 1, chunk_tokens=4680, context_tokens=14040, text_tokens=512, fills_prompt=False)
+    call = ForwardShape(1, chunk_tokens=4680, context_tokens=14040, text_tokens=512, fills_prompt=False)
     linear, attention = call.flops(config)
     assert linear / 1e12 == pytest.approx(11.7, abs=0.05)
     assert attention / 1e12 == pytest.approx(16.1 + 0.44, abs=0.05)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
+from tiny_rewards import save_reward, videoalign_reward
 from transformers import UMT5EncoderModel
 
+from stream_t1.__main__ import main
 from stream_t1.demo import CHECKPOINT, load_pipeline, vocabulary_note
 from stream_t1.search import SearchTrace
 
@@ -83,7 +85,7 @@ def test_stock_pipeline_still_takes_the_transformer(stock):
 def test_prompts_are_encoded_as_the_stock_pipeline_does(pipe, stock):
     texts = [PROMPT, "a blue  cross"]
     expected, _ = stock.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=512)
-    assert torch.equal(pipe.encode_prompt(texts), expected)
+    assert torch.equal(pipe.encode_prompt(texts)[0], expected)
 
 
 def run_command(*arguments, cwd):
@@ -113,13 +115,23 @@ def test_the_command_writes_a_video_and_its_trace(tmp_path):
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys, monkeypatch, arguments, message):
-    from stream_t1.__main__ import main
-
     monkeypatch.chdir(tmp_path)
     assert main([PROMPT, *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("stream-t1: ") and re.search(message, error)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_takes_another_model_and_converted_rewards(tmp_path, capsys):
+    load_pipeline().save_pretrained(tmp_path / "model")
+    reward = save_reward(videoalign_reward(), tmp_path / "videoalign")
+    arguments = ["--model", str(tmp_path / "model"), "--video-reward", str(reward), "-o", str(tmp_path / "out.mp4")]
+    assert main([PROMPT, "--num-frames", "21", *arguments]) == 0
+    trace = SearchTrace.load(tmp_path / "out.json")
+    parts = trace.chunks[0].candidates[0].parts
+    assert "video.VQ" in parts and not any(name.startswith("image") for name in parts)  # the folder brings none
+    assert main([PROMPT, "--model", str(tmp_path), "-o", str(tmp_path / "out.mp4")]) == 2
+    assert "model_index.json" in capsys.readouterr().err
 
 
 def test_a_prompt_of_unknown_words_gets_the_vocabulary():
@@ -137,6 +149,13 @@ def load_example(name):
 def test_the_example_of_a_reward_finds_what_it_searches():
     plain, searched = load_example("own_reward").main()
     assert searched > plain
+
+
+def test_the_example_that_watches_other_rewards_records_every_chunk():
+    found = load_example("search_one_watch_others").main()
+    assert found.keys() >= {"motion.smooth", "motion.steady_size", "legibility", "sharpness", "seam"}
+    assert all(len(scores) == 5 and len(set(scores)) > 1 for scores in found.values())
+    assert found["searched"] == pytest.approx(found["motion.motion"])  # the reward's own number, not a fused one
 
 
 def test_the_example_of_a_memory_policy_keeps_sinks():

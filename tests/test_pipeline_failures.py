@@ -334,3 +334,16 @@ def test_a_callback_may_answer_nothing(toy_pipeline, embeds):
     expected = search(toy_pipeline, embeds).frames
     quiet = {"callback_on_chunk_end": lambda *_: {"kept": None}, "callback_on_step_end": lambda *_: None}
     assert np.array_equal(search(toy_pipeline, embeds, **quiet).frames, expected)
+
+
+def test_a_callback_must_keep_the_shape_of_the_latents(toy_pipeline, embeds):
+    def cut(pipe, step, timestep, tensors):
+        return {"latents": tensors["latents"][:1]}
+
+    with pytest.raises(ValueError, match=r"`latents` of shape \(1, 4, 3, 2, 2\); they must keep \(4, "):
+        toy_pipeline(prompt_embeds=embeds, num_frames=9, callback_on_step_end=cut)
+
+
+def test_a_reward_is_loaded_when_everything_else_was_found_right(toy_pipeline, embeds):
+    with pytest.raises(ValueError, match="`num_frames` is 50"):  # and not that there is no such reward
+        toy_pipeline(prompt_embeds=embeds, num_frames=50, image_reward="org/none")

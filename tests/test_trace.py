@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import brightness, contrast
@@ -32,7 +33,14 @@ def test_a_trace_is_the_same_after_saving_and_loading(trace, tmp_path):
 
 def test_a_trace_says_what_was_asked(trace):
     assert trace.seed == 11 and trace.fps == 16.0 and trace.version.count(".") == 2
-    wanted = {"prompt": "a red circle", "num_beams": 2, "height": 16, "num_frames": 57, "noise_correlation": -0.1}
+    wanted = {
+        "prompt": None,
+        "reward_prompt": "a red circle",
+        "num_beams": 2,
+        "height": 16,
+        "num_frames": 57,
+        "noise_correlation": -0.1,
+    }
     assert wanted.items() <= trace.config.items()
     assert trace.config["memory"]["policy"] == "RewardRoutedSink" and trace.config["memory"]["ema_decay"] == 0.999
 
@@ -49,3 +57,12 @@ def test_a_trace_is_plain_json(trace, tmp_path):
     trace.save(tmp_path / "trace.json")
     content = json.loads((tmp_path / "trace.json").read_text())
     assert content["chunks"][3]["evicted"][0] == {"beam": 0, "chunk": 1, "route": "append", "done": "append"}
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones(toy_pipeline, embeds, tmp_path):
+    numbers = {"num_beams": np.int64(2), "noise_correlation": np.float32(-0.5), "num_frames": np.int64(9)}
+    trace = toy_pipeline(prompt_embeds=embeds, reward_prompt="a dog", output_type="latent", **numbers).trace
+    trace.save(tmp_path / "trace.json")
+    config = SearchTrace.load(tmp_path / "trace.json").config
+    assert (config["num_beams"], config["noise_correlation"], config["num_frames"]) == (2, -0.5, 9)
+    assert config["prompt"] is None and config["reward_prompt"] == "a dog"

@@ -1,0 +1,128 @@
+"""What a model folder holds besides its components: the code that the Hub's loader runs, and `model_index.json`.
+
+diffusers loads `custom_pipeline="stream_t1"` from `stream_t1.py` at the folder's root, a Hub id or a folder given as
+`custom_pipeline` from `pipeline.py`, and what `_class_name` in `model_index.json` names from that file. It fetches the
+modules that the file it enters by imports, and no others. So a folder carries the pipeline file with its modules, and
+under the two other names a few lines that repeat the imports.
+"""
+
+import ast
+import json
+import shutil
+from os import PathLike, fspath
+from pathlib import Path
+
+import diffusers
+
+ROOT = Path(__file__).parent.parent  # of the package, or of the copy that the loader made of a folder's code
+PIPELINE = ("pipeline_stream_t1", "StreamT1Pipeline")  # module and class
+SHIMS = ("stream_t1", "pipeline")
+WANTED = (
+    "StreamT1Pipeline takes Wan 2.1 text-to-video: folders that it saved, and those of `WanPipeline`, such as "
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+)
+
+
+def write_code(folder: str | PathLike) -> list[Path]:
+    """Writes the pipeline's code into a folder, which is made if need be; gives the files.
+
+    Raises:
+        NotADirectoryError: `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"`folder` is {folder}, which is a file; give a folder, or one that is to be made.")
+    imports = _project_imports((ROOT / f"{PIPELINE[0]}.py").read_text(encoding="utf-8"))
+    names = [f"{PIPELINE[0]}.py", *(f"{module.replace('.', '/')}.py" for module in imports)]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    lines = [f"from .{module} import {name}  # noqa: F401" for module, name in imports.items()]
+    for shim in SHIMS:
+        text = f'"""{PIPELINE[1]}, under the name by which diffusers looks for it."""\n\n'
+        text += "\n".join((*lines, f"from .{PIPELINE[0]} import {PIPELINE[1]}  # noqa: F401"))
+        (folder / f"{shim}.py").write_text(text + "\n", encoding="utf-8")
+    return [folder / name for name in (*names, *(f"{shim}.py" for shim in SHIMS))]
+
+
+def _project_imports(source: str) -> dict[str, str]:
+    """The project's modules that a file imports, and one name out of each."""
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.level]
+    return {node.module: node.names[0].name for node in sorted(found, key=lambda node: node.module)}
+
+
+def model_index(**changes: object) -> dict[str, object]:
+    """The content of a folder's `model_index.json`: the project's template with other values for some of its keys.
+
+    Raises:
+        KeyError: the template has no such key.
+    """
+    index = json.loads((ROOT / "model_index.json").read_text(encoding="utf-8"))
+    unknown = sorted(set(changes) - set(index))
+    if unknown:
+        raise KeyError(f"`model_index.json` has no {', '.join(unknown)}; it has {', '.join(index)}.")
+    return {**index, **changes, "_diffusers_version": diffusers.__version__}
+
+
+def check_base(index: dict[str, object]) -> None:
+    """Whether the pipeline can take the components of a folder, or of another pipeline, with this `model_index.json`.
+
+    Raises:
+        ValueError: they are of another kind of model; the message says of which.
+    """
+    name = index.get("_class_name")
+    name = name[-1] if isinstance(name, list | tuple) and name else name
+    if name not in (PIPELINE[1], "WanPipeline"):
+        kind = "an image-to-video model" if "ImageToVideo" in str(name) else "another pipeline"
+        raise ValueError(f"These components are of {kind}, `{name}`. {WANTED}")
+    _refuse_wan_22(index)
+
+
+def _refuse_wan_22(index: dict[str, object]) -> None:
+    if _is_component(index.get("transformer_2")) or index.get("expand_timesteps") or index.get("boundary_ratio"):
+        raise ValueError(f"These components are of a Wan 2.2 model. {WANTED}")
+
+
+def _is_component(entry: object) -> bool:
+    """Whether an entry of `model_index.json` names a class; absent components are `[null, null]`."""
+    return isinstance(entry, list | tuple) and len(entry) > 0 and entry[0] is not None
+
+
+class FolderMixin:
+    """Saving and loading, for a `DiffusionPipeline`: folders carry their code and name stock classes."""
+
+    def save_pretrained(self, save_directory: str | PathLike, *options: object, **named_options: object) -> None:
+        """`DiffusionPipeline.save_pretrained`, and the code with which the folder loads anywhere."""
+        write_code(save_directory)
+        super().save_pretrained(fspath(save_directory), *options, **named_options)  # to push, it splits a string
+
+    def to_json_string(self) -> str:
+        """`model_index.json`, with the class as the loader of remote code reads it and no path of this machine."""
+        index = {**json.loads(super().to_json_string()), "_class_name": PIPELINE}
+        index.pop("_name_or_path", None)
+        return json.dumps(index, indent=2) + "\n"
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | PathLike) -> dict[str, object]:
+        # Where this class is at hand, the folder's code is not needed; diffusers would ask to trust it.
+        index = super()._dict_from_json_file(json_file)
+        check_base(index)
+        return {**index, "_class_name": PIPELINE[1]}
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, object], **kwargs: object) -> tuple[dict, dict, dict]:
+        # Of `DiffusionPipeline.from_pretrained`, all that comes by here is this: the check for remote code.
+        check_base(config_dict)
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    def register_to_config(self, **entries: object) -> None:
+        # Of `DiffusionPipeline.from_pipe`, all that comes by here is what else the other pipeline's config has, each
+        # name with `_` before it.
+        _refuse_wan_22({name.removeprefix("_"): value for name, value in entries.items()})
+        super().register_to_config(**entries)
+
+    @classmethod
+    def from_pipe(cls, pipeline: object, **kwargs: object) -> "FolderMixin":
+        """`DiffusionPipeline.from_pipe`: of a `WanPipeline` with Wan 2.1, or another of this class."""
+        check_base({**pipeline.config, "_class_name": type(pipeline).__name__})
+        return super().from_pipe(pipeline, **kwargs)

@@ -1,0 +1,263 @@
+"""Checkpoint files of others, which nobody has to trust, opened without reading their tensors.
+
+A file is safetensors, or what `torch.save` writes; the latter is unpickled with `weights_only=True`, so that no code
+in it runs, and mapped, so that a tensor takes memory only while somebody holds it. Every call of `Checkpoint.read`
+opens the file anew: when the tensors that it gave are gone, so are the pages of the file.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NUM_LISTED = 3  # keys of each kind that a message names
+MAX_DEPTH = 3  # of dicts in dicts; a pickle may hold one that holds itself
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a tensor is, without its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "TensorInfo":
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+    @property
+    def num_parameters(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_parameters * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Which tensors a checkpoint holds, in which dicts."""
+
+    path: Path  # a file, or a folder of safetensors shards
+    files: tuple[Path, ...]  # what the tensors are read from
+    dicts: Mapping[str, Mapping[str, TensorInfo]]  # "" is the top level; a dict in a dict is "outer.inner"
+    _file_of: Mapping[str, Path] = field(repr=False)  # by key, where there are several files
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+    def read(self, keys: Iterable[str], *, dict_name: str = "") -> dict[str, torch.Tensor]:
+        """Some tensors of one dict, on the CPU, mapped from the file: not to be written to."""
+        keys = list(keys)
+        if _is_pickle(self.files[0]):
+            held = dict(_walk(_unpickle(self.path)))[dict_name]
+            return {key: held[key].detach() for key in keys}
+        tensors = {}
+        for file in {self._file_of[key] for key in keys}:
+            with safe_open(file, "pt") as opened:
+                tensors |= {key: opened.get_tensor(key) for key in keys if self._file_of[key] == file}
+        return tensors
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """What a checkpoint holds; no tensor is read.
+
+    Args:
+        path: a safetensors file, a file that `torch.save` wrote, or a folder with either one safetensors file or the
+            index of several.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: it is truncated, holds code, or is no checkpoint.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    if path.is_dir():
+        return _open_safetensors(path, _files_of_folder(path))
+    if _is_pickle(path):
+        dicts = {name: {k: TensorInfo.of(t) for k, t in held.items()} for name, held in _walk(_unpickle(path))}
+        if not dicts:
+            raise ValueError(f"{path} holds no dict of tensors; a checkpoint is a state dict, or a dict of some.")
+        return Checkpoint(path, (path,), dicts, {})
+    return _open_safetensors(path, (path,))
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The object that a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is no JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds {type(content).__name__}, and must hold an object, {{...}}.")
+    return content
+
+
+def check_keys(
+    found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], *, path: str | Path, layout: str
+) -> None:
+    """Every key accounted for.
+
+    Args:
+        found: the checkpoint's tensors under the names of the model.
+        expected: the model's shapes.
+        path: of the checkpoint, for the message.
+        layout: what was taken for granted about the file, for the message.
+
+    Raises:
+        ValueError: keys are missing, extra, have another shape, or hold other numbers than floats.
+    """
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    misshapen = [
+        f"{key} is {found[key].shape}, not {tuple(shape)}"
+        for key, shape in expected.items()
+        if key in found and found[key].shape != tuple(shape)
+    ]
+    mistyped = [
+        f"{key} is {str(info.dtype).removeprefix('torch.')}"
+        for key, info in found.items()
+        if not info.dtype.is_floating_point
+    ]
+    kinds = (("missing", missing), ("unknown", extra), ("misshapen", misshapen), ("of no float type", mistyped))
+    faults = [f"{len(keys)} {kind} ({listing(keys)})" for kind, keys in kinds if keys]
+    if faults:
+        raise ValueError(
+            f"{path} does not fit the model, of {len(expected)} keys; assumed was {layout}. Its keys: "
+            f"{'; '.join(faults)}."
+        )
+
+
+def listing(names: Iterable[str], num_listed: int = NUM_LISTED) -> str:
+    """The first few of many."""
+    names = list(names)
+    return ", ".join(names[:num_listed]) + (", ..." if len(names) > num_listed else "")
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether it is a file of `torch.save` (True) or safetensors (False), by its first bytes.
+
+    Raises:
+        ValueError: it is neither; the message says what it looks like.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head.startswith(b"PK\x03\x04"):
+        return True
+    if head[8:9] == b"{":
+        return False
+    if not head:
+        reason = "it is empty"
+    elif head.startswith(b"version https://"):
+        reason = "it is the pointer of a file in Git LFS; fetch the file itself, for example with `git lfs pull`"
+    elif head.startswith(b"\x80"):
+        reason = (
+            "it is a bare pickle, or of a PyTorch before 1.6, which can't be mapped; where you trust it, load it and "
+            "`torch.save` it again"
+        )
+    else:
+        reason = "it is neither safetensors nor written by `torch.save`"
+    raise ValueError(f"{path} can't be read as a checkpoint: {reason}.")
+
+
+def _unpickle(path: Path) -> object:
+    """The objects of a file of `torch.save`, their tensors mapped."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        named = f" (`{name.group(1)}`)" if name else ""
+        raise ValueError(
+            f"{path} holds more than tensors{named}: loading it could run code, so it was not loaded. Ask its authors "
+            "for safetensors."
+        ) from error
+    except Exception as error:  # a damaged file may raise anything in the unpickler
+        raise ValueError(
+            f"{path} can't be read as a checkpoint: it is truncated, damaged, or another kind of zip file."
+        ) from error
+
+
+def _walk(held: object, name: str = "", depth: int = 0) -> Iterable[tuple[str, dict[str, torch.Tensor]]]:
+    """Every dict with tensors among dicts of dicts, and its name.
+
+    What has no name, like an optimizer's state of a parameter, is none of a model's tensors.
+    """
+    if not isinstance(held, Mapping) or depth > MAX_DEPTH:
+        return
+    named = {key: value for key, value in held.items() if isinstance(key, str)}
+    tensors = {key: value for key, value in named.items() if isinstance(value, torch.Tensor)}
+    if tensors:
+        yield name, tensors
+    for key, value in named.items():
+        yield from _walk(value, f"{name}.{key}" if name else key, depth + 1)
+
+
+def _files_of_folder(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a model's folder."""
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    files = sorted(folder.glob("*.safetensors"))
+    if len(indices) == 1:
+        try:
+            names = sorted(set(read_json(indices[0])["weight_map"].values()))
+            files = [folder / Path(name).name for name in names]  # never a path out of the folder
+        except (KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{indices[0]} is no index of shards: {error}.") from error
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise FileNotFoundError(f"{folder} lacks shards that its index names: {listing(absent)}.")
+    elif len(indices) > 1 or len(files) != 1:
+        names = listing([file.name for file in (*indices, *files)]) or "none"
+        raise ValueError(f"{folder} must hold one safetensors file or one index of shards; it holds: {names}.")
+    return tuple(files)
+
+
+def _open_safetensors(path: Path, files: tuple[Path, ...]) -> Checkpoint:
+    infos: dict[str, TensorInfo] = {}
+    file_of: dict[str, Path] = {}
+    for file in files:
+        if _is_pickle(file):
+            raise ValueError(f"{file} is called safetensors and is a pickle; call it by another name.")
+        try:
+            with safe_open(file, "pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 - it is no mapping
+                    if key in infos:
+                        raise ValueError(f"{path} has {key!r} in two shards, {file_of[key].name} and {file.name}.")
+                    slice_ = opened.get_slice(key)
+                    infos[key] = TensorInfo(tuple(slice_.get_shape()), _dtype(slice_.get_dtype(), file))
+                    file_of[key] = file
+        except SafetensorError as error:
+            raise ValueError(f"{file} can't be read as safetensors: it is truncated or damaged ({error}).") from error
+    if not infos:
+        raise ValueError(f"{path} holds no tensors.")
+    return Checkpoint(path, files, {"": infos}, file_of)
+
+
+def _dtype(name: str, file: Path) -> torch.dtype:
+    if name not in SAFETENSORS_DTYPES:
+        raise ValueError(f"{file} has tensors of type {name}; only {', '.join(SAFETENSORS_DTYPES)} are read.")
+    return SAFETENSORS_DTYPES[name]

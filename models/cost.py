@@ -1,0 +1,193 @@
+"""What the models cost at a size, without running them: operations, and bytes that are alive at once.
+
+Counted are products of matrices: linear layers, convolutions, attention, 2 operations per multiplication and addition.
+Norms, activations, rotary embedding and copies are not. Bytes are those of a run on tensors without content (torch's
+meta device), with attention that never holds its scores, as fused kernels do.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.configuration_utils import FrozenDict
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import memory, streaming_decoder, transformer_causal_wan
+
+
+class ForwardFlops(NamedTuple):
+    """Operations of one call of the transformer."""
+
+    linear: int  # linear layers and the patch embedding
+    attention: int  # both products of self-attention and of cross-attention
+
+
+@dataclass(frozen=True)
+class ForwardShape:
+    """What decides how much one call of the transformer computes."""
+
+    batch_size: int  # candidates
+    chunk_tokens: int  # of one candidate
+    context_tokens: int  # of the memory that the batch reads, the chunk itself not counted
+    text_tokens: int  # padding included
+    fills_prompt: bool  # the first call of a prompt computes its keys and values for all
+
+    def flops(self, config: FrozenDict) -> ForwardFlops:
+        """What the call multiplies, in a `CausalWanTransformer3DModel` of this config."""
+        width = config.num_attention_heads * config.attention_head_dim
+        tokens = self.batch_size * self.chunk_tokens
+        block = tokens * (6 * width**2 + 2 * width * config.ffn_dim)  # q, k, v, out; cross q, out; feed-forward
+        embedded_text = 1  # the model embeds no more of a text that nobody reads
+        if self.fills_prompt:
+            block += self.text_tokens * 2 * width**2
+            embedded_text = self.text_tokens
+        embedders = self.batch_size * (config.freq_dim * width + 7 * width**2)  # of the timestep
+        embedders += embedded_text * (config.text_dim * width + width**2)
+        ends = tokens * math.prod(config.patch_size) * (config.in_channels + config.out_channels) * width
+        attended = self.chunk_tokens + self.context_tokens + self.text_tokens
+        return ForwardFlops(
+            linear=2 * (config.num_layers * block + embedders + ends),
+            attention=4 * config.num_layers * tokens * attended * width,
+        )
+
+
+@dataclass(frozen=True)
+class DecodeCost:
+    """What it costs to decode one chunk of one candidate."""
+
+    first_flops: int  # of a video's first chunk
+    later_flops: int
+    state_bytes: int  # of what the decoder remembers
+    workspace_bytes: int  # alive at once beside the states, the new frames included
+
+
+def decode_cost(
+    vae: AutoencoderKLWan, latent_shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32
+) -> DecodeCost:
+    """Of a chunk of latents (C, F, H, W)."""
+    with torch.device("meta"):
+        empty = AutoencoderKLWan.from_config(vae.config)
+        torch.nn.Module.to(empty, dtype)  # diffusers' own `to` warns
+        decoder, latents = streaming_decoder.StreamingWanDecoder(empty), torch.empty(1, *latent_shape)
+    flops, workspace, state = [], [], None
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter, LiveBytes() as live:
+            _, state = decoder(latents, state)
+        flops.append(counter.get_total_flops())
+        workspace.append(live.peak - state.num_bytes)
+    return DecodeCost(*flops, state_bytes=state.num_bytes, workspace_bytes=max(workspace))
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Of parameters and buffers; those that are shared count once, quantised ones as what they are stored in."""
+    return sum(_stored_bytes(tensor) for tensor in {*model.parameters(), *model.buffers()})
+
+
+def _stored_bytes(tensor: torch.Tensor) -> int:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.nbytes
+    names, _ = tensor.__tensor_flatten__()  # of a tensor that is made of others
+    return sum(_stored_bytes(getattr(tensor, name)) for name in names)
+
+
+class ModelCosts:
+    """What a transformer and a VAE cost at one size: a chunk of latents (C, F, H, W), a text of so many tokens."""
+
+    def __init__(
+        self,
+        transformer: "transformer_causal_wan.CausalWanTransformer3DModel",
+        vae: AutoencoderKLWan | None,
+        latent_shape: tuple[int, int, int, int],
+        text_tokens: int,
+    ) -> None:
+        self.transformer, self.vae, self.latent_shape = transformer, vae, latent_shape
+        self.config, self.text_tokens, self.itemsize = transformer.config, text_tokens, transformer.dtype.itemsize
+        sides = zip(latent_shape[1:], self.config.patch_size, strict=True)
+        self.chunk_tokens = math.prod(size // patch for size, patch in sides)
+        width = self.config.num_attention_heads * self.config.attention_head_dim
+        token_bytes = 2 * self.config.num_layers * width * self.itemsize
+        self.chunk_bytes, self.text_bytes = self.chunk_tokens * token_bytes, text_tokens * token_bytes
+        self.decode = None if vae is None else decode_cost(vae, latent_shape, vae.dtype)
+
+    def forward_flops(self, batch_size: int, context_chunks: int, fills_prompt: bool = False) -> int:
+        """Operations of one forward of `batch_size` chunks over the same memory."""
+        context_tokens = context_chunks * self.chunk_tokens
+        shape = ForwardShape(batch_size, self.chunk_tokens, context_tokens, self.text_tokens, fills_prompt)
+        return sum(shape.flops(self.config))
+
+    def forward_bytes(self, batch_size: int, context_chunks: int) -> int:
+        """Bytes of the context that a forward reads, and alive at once in it."""
+        with torch.device("meta"):
+            config = {**self.config, "num_layers": 1}
+            block = transformer_causal_wan.CausalWanTransformer3DModel.from_config(config)
+            torch.nn.Module.to(block, self.transformer.dtype)
+            embeds = torch.empty(1, 1, self.config.text_dim, dtype=block.dtype)
+            latents = torch.empty(batch_size, *self.latent_shape, dtype=block.dtype)
+            context = memory.ChunkMemory().context(
+                self.latent_shape[1:],
+                patch_size=self.config.patch_size,
+                head_dim=self.config.attention_head_dim,
+                positions="relative",
+                prompt=memory.PromptMemory(),
+                device=torch.device("meta"),
+            )
+            if context_chunks:
+                heads = (self.config.num_attention_heads, self.config.attention_head_dim)
+                tokens = context_chunks * self.chunk_tokens
+                context.key, context.value = torch.empty(2, 1, tokens, *heads, dtype=block.dtype)
+            with torch.no_grad(), LiveBytes() as live, _FusedAttention():
+                block(latents, torch.empty(batch_size), embeds, memory=context)
+        return context_chunks * self.chunk_bytes + live.peak
+
+    def decode_flops(self, is_first: bool) -> int:
+        return self.decode.first_flops if is_first else self.decode.later_flops
+
+    def decode_bytes(self, batch_size: int, num_states: int) -> int:
+        """Bytes of decoder states, and alive at once while a batch is decoded; 0 decodes nothing."""
+        if self.decode is None:
+            return 0
+        batch_size = min(batch_size, 1) if self.vae.use_slicing else batch_size
+        return num_states * self.decode.state_bytes + batch_size * self.decode.workspace_bytes
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made under this mode held at once: `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(
+        self, function: object, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        output = function(*args, **(kwargs or {}))
+        inputs = {StorageWeakRef(x.untyped_storage()) for x in _tensors((args, kwargs))}
+        self._alive = {storage: size for storage, size in self._alive.items() if not storage.expired()}
+        for tensor in _tensors(output):
+            storage = tensor.untyped_storage()
+            if StorageWeakRef(storage) not in inputs:
+                self._alive[StorageWeakRef(storage)] = storage.nbytes()
+        self.peak = max(self.peak, sum(self._alive.values()))
+        return output
+
+
+def _tensors(tree: object) -> list[torch.Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if torch.is_tensor(leaf)]
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention whose scores are never all there: on the meta device torch would make them."""
+
+    def __torch_function__(
+        self, function: object, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        kwargs = kwargs or {}
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            return torch.empty_like(kwargs.get("query", args[0] if args else None))
+        return function(*args, **kwargs)

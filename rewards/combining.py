@@ -1,0 +1,185 @@
+"""Rewards made of rewards: a weighted sum, and a gate before a dear one.
+
+Both look at the clips of one call together. In a search that is all candidates of a chunk, in order: the search calls
+a reward once per chunk, and never on anything else but the last beams.
+
+Axes: B clips, F frames, H height and W width in pixels.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from . import base, scoring
+
+NORMALIZATIONS = (None, "zscore", "rank")
+
+
+class CombinedReward(base.Reward):
+    """What is common to rewards that are made of others: each of those cuts micro-batches and moves for itself.
+
+    Args:
+        rewards: any callables `reward(frames, prompt, fps)`; plain modules and loaded folders too.
+    """
+
+    def __init__(self, rewards: Sequence[Callable]) -> None:
+        super().__init__()
+        rewards = [base.as_component(reward) for reward in rewards]
+        for reward in rewards:
+            if not callable(reward):
+                raise TypeError(f"{reward!r} is no reward; it must be a callable `reward(frames, prompt, fps)`.")
+            if isinstance(reward, GatedReward):
+                raise TypeError(
+                    "A gate goes around other rewards, not into them: `GatedReward(gate, WeightedReward(...))`."
+                )
+        self.rewards = tuple(rewards)
+        # Those that are modules follow `to`, and are listed among the parameters.
+        self.registered = torch.nn.ModuleList([r for r in rewards if isinstance(r, torch.nn.Module)])
+        self.reads_prompt = any(getattr(reward, "reads_prompt", False) for reward in rewards)
+        self.reads_fps = any(getattr(reward, "reads_fps", False) for reward in rewards)
+
+    def offload(self, device: torch.device | str | None = None) -> "CombinedReward":
+        for reward in self.rewards:
+            if isinstance(reward, base.Reward):
+                reward.offload(device)
+        return self
+
+    def check_prompts(self, prompts: list[str]) -> None:
+        for reward in self.rewards:
+            if isinstance(reward, base.Reward):
+                reward.check_prompts(prompts)
+
+    def check_request(self, prompts: list[str], num_beams: int) -> None:
+        for reward in self.rewards:
+            if isinstance(reward, base.Reward):
+                reward.check_request(prompts, num_beams)
+
+    def _scores(
+        self, reward: Callable, frames: torch.Tensor, prompt: list[str], fps: float | None
+    ) -> list[scoring.RewardScore]:
+        return scoring.score_clips(reward, frames, prompt, fps, name=reward_name(reward))
+
+
+class WeightedReward(CombinedReward):
+    """Weighted sum of rewards.
+
+    Parts: what each reward scored, under its name, and its own parts, as `name.part`.
+
+    Args:
+        rewards: at least one.
+        weights: one for each; a negative one turns a reward around.
+        normalize: what is summed: None the scores as they are; "zscore" with mean 0 and deviation 1 over the clips of
+            the call (0 where all are equal); "rank" 0 for the lowest to 1 for the highest, equal scores sharing the
+            mean of their ranks. With either, a single clip scores a constant.
+    """
+
+    def __init__(self, rewards: Sequence[Callable], weights: Sequence[float], *, normalize: str | None = None) -> None:
+        if len(rewards) == 0 or len(rewards) != len(weights):
+            raise ValueError(f"`rewards` has {len(rewards)} and `weights` {len(weights)}; give one weight per reward.")
+        if normalize not in NORMALIZATIONS:
+            raise ValueError(f'`normalize` is {normalize!r}; it must be None, "zscore" or "rank".')
+        for index, weight in enumerate(weights):
+            base.check_number(f"weights[{index}]", weight)
+        super().__init__(rewards)
+        self.weights, self.normalize = tuple(weights), normalize
+
+    def _score_checked(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
+        names = _distinct([reward_name(reward) for reward in self.rewards])
+        total, parts = torch.zeros(len(frames)), {}
+        lost: list[str | None] = [None] * len(frames)
+        results = [self._scores(reward, frames, prompt, fps) for reward in self.rewards]
+        for column in results:
+            lost = [reason or result.problem for reason, result in zip(lost, column, strict=True)]
+        alive = torch.tensor([reason is None for reason in lost])
+        for name, weight, column in zip(names, self.weights, results, strict=True):
+            scores = _column([result.score for result in column])
+            total[alive] += weight * normalized(scores[alive], self.normalize)
+            parts[name] = scores
+            for part in dict.fromkeys(key for result in column for key in result.parts):
+                parts[f"{name}.{part}"] = _column([result.parts.get(part) for result in column])
+        total[~alive] = float("nan")
+        return base.RewardOutput(total, parts, tuple(lost))
+
+
+class GatedReward(CombinedReward):
+    """A cheap reward that decides which clips a dear one scores.
+
+    Clips under the bound are out: the dear reward never sees them, and they have no score, so that they are neither
+    kept nor part of a normalisation. When fewer than `at_least` are left, the best of the others by the gate go on.
+
+    Parts: `gate`, and those of the dear reward.
+
+    Args:
+        gate: a reward.
+        reward: what those that pass are scored by.
+        bound: the lowest score of the gate that passes.
+        at_least: clips that go on whatever they score, in a search `num_beams` or more.
+    """
+
+    def __init__(self, gate: Callable, reward: Callable, *, bound: float, at_least: int) -> None:
+        super().__init__([gate, reward])
+        base.check_number("bound", bound)
+        base.check_count("at_least", at_least)
+        self.bound, self.at_least = bound, at_least
+
+    def check_request(self, prompts: list[str], num_beams: int) -> None:
+        super().check_request(prompts, num_beams)
+        if self.at_least < num_beams:
+            raise ValueError(
+                f"`at_least` of the gate is {self.at_least}, and the search keeps {num_beams} beams: it could be left "
+                f"with fewer. Use at_least={num_beams}."
+            )
+
+    def _score_checked(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
+        gate, reward = self.rewards
+        gate_results = self._scores(gate, frames, prompt, fps)
+        rows = passing([result.score for result in gate_results], self.bound, self.at_least)
+        lost = [result.problem for result in gate_results]
+        gated = [
+            None if row in rows or lost[row] else f"gated out: {reward_name(gate)} scored {result.score:.4g}"
+            for row, result in enumerate(gate_results)
+        ]
+        scores: list[float | None] = [None] * len(frames)
+        named: list[dict[str, float]] = [{} for _ in gate_results]
+        if rows:
+            results = self._scores(reward, frames[rows], [prompt[row] for row in rows], fps)
+            for row, result in zip(rows, results, strict=True):
+                scores[row], lost[row], named[row] = result.score, result.problem, result.parts
+        parts = {"gate": _column([result.score for result in gate_results])}
+        parts |= {key: _column([row.get(key) for row in named]) for key in dict.fromkeys(k for r in named for k in r)}
+        return base.RewardOutput(_column(scores), parts, tuple(lost), tuple(gated))
+
+
+def passing(scores: Sequence[float | None], bound: float, at_least: int) -> list[int]:
+    """Indices of the scores of `bound` and more, in order, filled up to `at_least` with the best others."""
+    scored = [index for index, score in enumerate(scores) if score is not None]
+    best = sorted(scored, key=lambda index: -scores[index])
+    return sorted(index for place, index in enumerate(best) if scores[index] >= bound or place < at_least)
+
+
+def normalized(scores: torch.Tensor, method: str | None) -> torch.Tensor:
+    """Scores (B,) on a common scale; the methods of `WeightedReward`."""
+    if method is None or len(scores) == 0:
+        return scores
+    if method == "zscore":
+        deviation = scores.double().std(correction=0)
+        return ((scores.double() - scores.double().mean()) / (deviation if deviation > 0 else 1.0)).float()
+    below = (scores[None, :] < scores[:, None]).sum(dim=1)
+    equal = (scores[None, :] == scores[:, None]).sum(dim=1) - 1
+    return (below + equal / 2) / max(len(scores) - 1, 1)
+
+
+def reward_name(reward: Callable) -> str:
+    """Of a function its own, of an object that of its class."""
+    if isinstance(reward, base.ModuleReward):
+        reward = reward.module
+    return getattr(reward, "__name__", type(reward).__name__)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, those that occur again with a number."""
+    return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)]
+
+
+def _column(values: Sequence[float | None]) -> torch.Tensor:
+    return torch.tensor([float("nan") if value is None else value for value in values])
