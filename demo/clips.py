@@ -26,6 +26,7 @@ COLORS = {
 }
 BACKGROUNDS = {"black": (20, 20, 20), "white": (230, 230, 230)}
 ATTRIBUTES = ("color", "background", "motion", "shape")
+VALUES = {"color": tuple(COLORS), "background": tuple(BACKGROUNDS), "motion": MOTIONS, "shape": SHAPES}
 
 NUM_HELD_OUT = 48
 EDGE_PIXELS = 3.0  # over which a shape fades into the background, so that latents need not hold the finest detail

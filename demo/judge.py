@@ -1,0 +1,115 @@
+"""A second verdict on a demo video, learnt: a small convolutional network that names what windows of two seconds show.
+
+It is built on another principle than the checker (`checker.py`) and the rewards (`rewards.py`), and it is only ever
+used to report: no search maximises it and no setting of the demo model was chosen by it. `train_judge.py` trains it on
+drawn clips, whose content is known, as the demo's VAE gives them back.
+
+Axes: B windows, F frames, H height, W width.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from .clips import FRAME_PIXELS, VALUES, Caption
+
+JUDGE = Path(__file__).parent / "judge"
+WEIGHTS = "judge.safetensors"
+WINDOW_FRAMES = 33  # frames that one reading looks at
+WINDOW_STRIDE = 12  # frames of a chunk: one reading ends with every chunk from the third on
+FRAME_STEP = 4  # frames of a latent; every fourth is looked at
+WIDTHS = (16, 32, 48, 64)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the judge makes of a video, window by window."""
+
+    probabilities: dict[str, torch.Tensor]  # per attribute (windows, values + 1); the last is "neither"
+
+    def answer(self, attribute: str) -> str | None:
+        """The value that is likeliest over all windows, None for neither."""
+        index = int(self.probabilities[attribute].mean(dim=0).argmax())
+        return (*VALUES[attribute], None)[index]
+
+    def follows(self, caption: Caption, attribute: str) -> bool:
+        """Whether this attribute is as the caption says; what a caption leaves open is always followed."""
+        wanted = getattr(caption, attribute)
+        return wanted is None or self.answer(attribute) == wanted
+
+    def probability(self, caption: Caption) -> torch.Tensor:
+        """Of every window (windows,), that all the caption says is so: the product over its attributes."""
+        product = torch.ones(len(self.probabilities["shape"]))
+        for attribute, values in VALUES.items():
+            wanted = getattr(caption, attribute)
+            if wanted is not None:
+                product = product * self.probabilities[attribute][:, values.index(wanted)]
+        return product
+
+
+class Judge(nn.Module):
+    """3-D convolutions over every fourth frame, on a canvas whose borders are joined as the world's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second, third, last = WIDTHS
+        self.layers = nn.Sequential(
+            *_layer(3, first, (1, 5, 5), spatial_stride=2),  # 9 frames of 32x32
+            *_layer(first, second, (3, 3, 3), spatial_stride=2),  # 7 of 16x16
+            *_layer(second, third, (3, 3, 3), spatial_stride=2),  # 5 of 8x8
+            *_layer(third, last, (3, 3, 3), spatial_stride=1),  # 3 of 8x8
+        )
+        self.hidden = nn.Linear(3 * last, last)
+        self.heads = nn.ModuleDict({name: nn.Linear(last, len(values) + 1) for name, values in VALUES.items()})
+
+    def forward(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits (B, values + 1) of every attribute, the last for "neither".
+
+        frames: (B, WINDOW_FRAMES, 3, H, W) in [0, 1]
+        """
+        seen = frames[:, ::FRAME_STEP]
+        if seen.shape[-2:] != (FRAME_PIXELS, FRAME_PIXELS):
+            size = (FRAME_PIXELS, FRAME_PIXELS)
+            resized = nn.functional.interpolate(seen.flatten(0, 1), size, mode="bilinear", antialias=True)
+            seen = resized.unflatten(0, seen.shape[:2])
+        features = self.layers(2 * seen.transpose(1, 2) - 1)  # (B, C, 3, 8, 8)
+        hidden = nn.functional.silu(self.hidden(features.mean(dim=(3, 4)).flatten(1)))
+        return {name: head(hidden) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def read(self, frames: torch.Tensor) -> Reading:
+        """The reading of one video; what comes after the last whole window is not looked at.
+
+        frames: (F, 3, H, W) float in [0, 1], at least WINDOW_FRAMES
+        """
+        if frames.ndim != 4 or frames.shape[1] != 3 or frames.shape[0] < WINDOW_FRAMES:
+            raise ValueError(
+                f"`frames` has shape {tuple(frames.shape)}; it must be (F, 3, H, W) with F >= {WINDOW_FRAMES}"
+            )
+        windows = frames.unfold(0, WINDOW_FRAMES, WINDOW_STRIDE).movedim(-1, 1)  # (windows, F, 3, H, W)
+        logits = self(windows.to(self.hidden.weight))
+        return Reading({name: values.softmax(dim=1).cpu() for name, values in logits.items()})
+
+
+def load_judge(folder: str | Path = JUDGE) -> Judge:
+    """The trained judge that ships with the package, or another of its training, in eval mode on the CPU."""
+    judge = Judge()
+    judge.load_state_dict(load_file(Path(folder) / WEIGHTS))
+    return judge.eval()
+
+
+def _layer(inputs: int, outputs: int, kernel: tuple[int, int, int], *, spatial_stride: int) -> tuple[nn.Module, ...]:
+    """A convolution that shortens the clip and keeps the borders joined."""
+    convolution = nn.Conv3d(
+        inputs,
+        outputs,
+        kernel,
+        stride=(1, spatial_stride, spatial_stride),
+        padding=(0, kernel[1] // 2, kernel[2] // 2),
+        padding_mode="circular",
+        bias=False,
+    )
+    return convolution, nn.GroupNorm(8, outputs), nn.SiLU()
