@@ -38,10 +38,14 @@ class Verdict:
     largest_jump: float  # of the centre between two frames, pixels
     jitter: float  # mean second difference of the centre, pixels
 
+    def answer(self, attribute: str) -> str | None:
+        """The value that was seen, None for neither of them."""
+        return getattr(self, attribute)
+
     def follows(self, caption: Caption, attribute: str) -> bool:
         """Whether this attribute is as the caption says; what a caption leaves open is always followed."""
         wanted = getattr(caption, attribute)
-        return wanted is None or getattr(self, attribute) == wanted
+        return wanted is None or self.answer(attribute) == wanted
 
 
 @dataclass(frozen=True, eq=False)

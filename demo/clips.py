@@ -154,7 +154,7 @@ def draw_clips(captions: Sequence[Caption], num_frames: int, seed: int = 0) -> l
     """One clip per caption, drawn in one go; clip i of a seed depends on its caption and place in the list alone."""
     generators = [random.Random(f"{seed}/{index}") for index in range(len(captions))]
     filled = [_fill(caption, generator) for caption, generator in zip(captions, generators, strict=True)]
-    centers = torch.stack([_path(c.motion, num_frames, g) for c, g in zip(filled, generators, strict=True)])
+    centers = torch.stack([draw_path(c.motion, num_frames, g) for c, g in zip(filled, generators, strict=True)])
     radii = torch.tensor([generator.uniform(13.5, 14.5) for generator in generators])
     coverage = torch.stack(
         [shape_coverage(c.shape, path, float(r)) for c, path, r in zip(filled, centers, radii, strict=True)]
@@ -210,7 +210,7 @@ def _fill(caption: Caption, generator: random.Random) -> Caption:
     )
 
 
-def _path(motion: str, num_frames: int, generator: random.Random) -> torch.Tensor:
+def draw_path(motion: str, num_frames: int, generator: random.Random) -> torch.Tensor:
     """Centres (F, 2) along the motion."""
     time = torch.arange(num_frames, dtype=torch.float32)
     middle = FRAME_PIXELS / 2
