@@ -18,7 +18,10 @@ setup(
     python_requires=">=3.10",
     package_dir={"stream_t1": "."},
     packages=["stream_t1", *(f"stream_t1.{name}" for name in SUBPACKAGES)],
-    package_data={"stream_t1": ["model_index.json"], "stream_t1.demo": ["*.json", "checkpoint/*", "checkpoint/*/*"]},
+    package_data={
+        "stream_t1": ["model_index.json"],
+        "stream_t1.demo": ["*.json", "checkpoint/*", "checkpoint/*/*", "judge/*"],
+    },
     install_requires=[
         "torch>=2.11",
         "diffusers>=0.42",

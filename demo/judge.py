@@ -22,6 +22,8 @@ WINDOW_FRAMES = 33  # frames that one reading looks at
 WINDOW_STRIDE = 12  # frames of a chunk: one reading ends with every chunk from the third on
 FRAME_STEP = 4  # frames of a latent; every fourth is looked at
 WIDTHS = (16, 32, 48, 64)
+COLOR_FEATURES = 32
+CONTRAST = 4.0  # of the input, so that neighbouring colours lie on different sides of the activations' bends
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +58,16 @@ class Judge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first, second, third, last = WIDTHS
+        self.colors = nn.Sequential(  # of single places
+            nn.Conv3d(3, COLOR_FEATURES, 1), nn.SiLU(), nn.Conv3d(COLOR_FEATURES, COLOR_FEATURES, 1), nn.SiLU()
+        )
         self.layers = nn.Sequential(
             *_layer(3, first, (1, 5, 5), spatial_stride=2),  # 9 frames of 32x32
             *_layer(first, second, (3, 3, 3), spatial_stride=2),  # 7 of 16x16
             *_layer(second, third, (3, 3, 3), spatial_stride=2),  # 5 of 8x8
             *_layer(third, last, (3, 3, 3), spatial_stride=1),  # 3 of 8x8
         )
-        self.hidden = nn.Linear(3 * last, last)
+        self.hidden = nn.Linear(COLOR_FEATURES + 3 * last, last)
         self.heads = nn.ModuleDict({name: nn.Linear(last, len(values) + 1) for name, values in VALUES.items()})
 
     def forward(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -75,8 +80,15 @@ class Judge(nn.Module):
             size = (FRAME_PIXELS, FRAME_PIXELS)
             resized = nn.functional.interpolate(seen.flatten(0, 1), size, mode="bilinear", antialias=True)
             seen = resized.unflatten(0, seen.shape[:2])
-        features = self.layers(2 * seen.transpose(1, 2) - 1)  # (B, C, 3, 8, 8)
-        hidden = nn.functional.silu(self.hidden(features.mean(dim=(3, 4)).flatten(1)))
+        return self.classify(seen)
+
+    def classify(self, seen: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`forward` of the frames that are looked at (B, 9, 3, 64, 64)."""
+        seen = CONTRAST * (2 * seen.transpose(1, 2) - 1)  # (B, 3, 9, 64, 64)
+        # the norms of the layers take away how bright a clip is on the whole, so colours have a way of their own
+        colors = self.colors(nn.functional.avg_pool3d(seen, (1, 4, 4))).mean(dim=(2, 3, 4))
+        features = self.layers(seen).mean(dim=(3, 4)).flatten(1)
+        hidden = nn.functional.silu(self.hidden(torch.cat([colors, features], dim=1)))
         return {name: head(hidden) for name, head in self.heads.items()}
 
     @torch.no_grad()
@@ -101,8 +113,10 @@ def load_judge(folder: str | Path = JUDGE) -> Judge:
     return judge.eval()
 
 
-def _layer(inputs: int, outputs: int, kernel: tuple[int, int, int], *, spatial_stride: int) -> tuple[nn.Module, ...]:
-    """A convolution that shortens the clip and keeps the borders joined."""
+def _layer(
+    inputs: int, outputs: int, kernel: tuple[int, int, int], *, spatial_stride: int
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """A convolution that takes the borders as joined and keeps only moments that it sees from all sides."""
     convolution = nn.Conv3d(
         inputs,
         outputs,
