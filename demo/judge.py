@@ -23,7 +23,7 @@ WINDOW_STRIDE = 12  # frames of a chunk: one reading ends with every chunk from 
 FRAME_STEP = 4  # frames of a latent; every fourth is looked at
 WIDTHS = (16, 32, 48, 64)
 COLOR_FEATURES = 32
-CONTRAST = 4.0  # of the input, so that neighbouring colours lie on different sides of the activations' bends
+INPUT_GAIN = 4.0  # so that neighbouring colours lie on different sides of the activations' bends
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Judge(nn.Module):
 
     def classify(self, seen: torch.Tensor) -> dict[str, torch.Tensor]:
         """`forward` of the frames that are looked at (B, 9, 3, 64, 64)."""
-        seen = CONTRAST * (2 * seen.transpose(1, 2) - 1)  # (B, 3, 9, 64, 64)
+        seen = INPUT_GAIN * (2 * seen.transpose(1, 2) - 1)  # (B, 3, 9, 64, 64)
         # the norms of the layers take away how bright a clip is on the whole, so colours have a way of their own
         colors = self.colors(nn.functional.avg_pool3d(seen, (1, 4, 4))).mean(dim=(2, 3, 4))
         features = self.layers(seen).mean(dim=(3, 4)).flatten(1)

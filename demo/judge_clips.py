@@ -64,7 +64,7 @@ TILT = math.radians(10)
 
 
 @dataclass(frozen=True, eq=False)
-class KnownClip:
+class LabelledClip:
     """A clip and what it shows."""
 
     frames: torch.Tensor  # (F, 3, H, W) uint8
@@ -82,7 +82,7 @@ def draw_oddities(generator: random.Random) -> dict[str, str]:
     return drawn
 
 
-def draw_known_clip(caption: Caption, oddities: dict[str, str], times: Sequence[int], seed: str) -> KnownClip:
+def draw_labelled_clip(caption: Caption, oddities: dict[str, str], times: Sequence[int], seed: str) -> LabelledClip:
     """The clip of a full caption with these oddities, at these frames of it."""
     generator = random.Random(seed)
     noise = torch.Generator().manual_seed(generator.getrandbits(48))
@@ -90,7 +90,10 @@ def draw_known_clip(caption: Caption, oddities: dict[str, str], times: Sequence[
     num_frames = max(times) + 1
     path = _path(caption.motion, kinds["motion"], num_frames, generator, noise)[list(times)]
     coverage = _coverage(caption, kinds["shape"], path, times, generator, noise)
-    background, color, other_color = _colors(caption, kinds, generator)
+    background = _background(caption, kinds["background"], generator)
+    color = _color(caption, kinds["color"], background, generator)
+    other = generator.choice([value for name, value in COLORS.items() if name != caption.color])
+    other_color = torch.tensor(other) / 255
     if kinds["color"] == "flickering":
         color = torch.where(_switching(times, generator)[:, None] > 0, color, other_color)
     color = color.expand(len(times), 3)
@@ -108,10 +111,10 @@ def draw_known_clip(caption: Caption, oddities: dict[str, str], times: Sequence[
         unseen |= {"shape": None, "color": None, "motion": None}
     if len(parts) == 2 and not same_color:
         unseen["color"] = None
-    return KnownClip((255 * frames).round().to(torch.uint8), replace(caption, **unseen))
+    return LabelledClip((255 * frames).round().to(torch.uint8), replace(caption, **unseen))
 
 
-def reconstruct(vae: AutoencoderKLWan, clip: KnownClip, oddities: dict[str, str]) -> torch.Tensor:
+def reconstruct(vae: AutoencoderKLWan, clip: LabelledClip, oddities: dict[str, str]) -> torch.Tensor:
     """The clip's frames (F, 3, H, W) in [0, 1] as the VAE gives them back.
 
     A colour without a name stays as it was drawn: the VAE has seen the named ones only and turns it into one of them,
@@ -186,21 +189,17 @@ def _coverage(
     return coverage
 
 
-def _colors(
-    caption: Caption, kinds: dict[str, str | None], generator: random.Random
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The background, the object's colour and another one that has a name, (3,) each in [0, 1]."""
-    named = torch.tensor(COLORS[caption.color]) / 255
-    background = torch.tensor(BACKGROUNDS[caption.background]) / 255
-    if kinds["background"] is None:
-        background = background + _shade(generator)
-    else:
-        background = _other_color(BACKGROUNDS, named, generator)
-    color = named + _shade(generator)
-    if kinds["color"] == WITHOUT_A_NAME:
-        color = _other_color(COLORS, background, generator)
-    other = generator.choice([value for name, value in COLORS.items() if name != caption.color])
-    return background.clamp(0, 1), color.clamp(0, 1), torch.tensor(other) / 255
+def _background(caption: Caption, kind: str | None, generator: random.Random) -> torch.Tensor:
+    """Its colour (3,) in [0, 1]."""
+    if kind == WITHOUT_A_NAME:
+        return _other_color(BACKGROUNDS, torch.tensor(COLORS[caption.color]) / 255, generator)
+    return torch.tensor(BACKGROUNDS[caption.background]) / 255 + _shade(generator)
+
+
+def _color(caption: Caption, kind: str | None, background: torch.Tensor, generator: random.Random) -> torch.Tensor:
+    """The object's colour (3,) in [0, 1]."""
+    named = torch.tensor(COLORS[caption.color]) / 255 + _shade(generator)
+    return _other_color(COLORS, background, generator) if kind == WITHOUT_A_NAME else named
 
 
 def _shade(generator: random.Random) -> torch.Tensor:

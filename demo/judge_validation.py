@@ -19,7 +19,7 @@ from . import CHECKPOINT
 from .checker_validation import LABELS, NEITHER, NUM_FRAMES, count_answers, generated_confusion, measures, validate
 from .clips import VALUES, Caption, held_out_captions, train_captions
 from .judge import JUDGE, Judge, Reading, load_judge
-from .judge_clips import ODDITIES, draw_known_clip, draw_oddities, reconstruct
+from .judge_clips import ODDITIES, draw_labelled_clip, draw_oddities, reconstruct
 from .latents import repeat_captions
 
 
@@ -28,7 +28,7 @@ class JudgeValidation:
     """What the judge is measured on."""
 
     num_clips: int = 144  # of every set
-    num_odd_clips: int = 36  # of every oddity
+    num_odd_clips: int = 24  # of every oddity; 0 leaves these figures out
     seed: int = 6_000_000  # of training's clips it is 5,000,000
 
 
@@ -52,6 +52,7 @@ def validate_judge(judge: Judge, vae: AutoencoderKLWan, settings: JudgeValidatio
             )["balanced_accuracy"]
             for attribute, shares in ODDITIES.items()
             for kind in shares
+            if odd
         },
         "calibration": {name: calibration(readings, truths, name) for name in VALUES},
     }
@@ -80,7 +81,7 @@ def _read(
     """The judge's readings of fresh clips that went through the VAE, and what they show."""
     readings, truths = [], []
     for index, (caption, odd) in enumerate(zip(captions, oddities, strict=True)):
-        clip = draw_known_clip(caption, odd, range(NUM_FRAMES), f"{seed}/{index}")
+        clip = draw_labelled_clip(caption, odd, range(NUM_FRAMES), f"{seed}/{index}")
         readings.append(judge.read(reconstruct(vae, clip, odd)))
         truths.append(clip.truth)
     return readings, truths

@@ -22,7 +22,7 @@ from torch.nn import functional
 from . import CHECKPOINT
 from .clips import FRAME_PIXELS, VALUES, Caption, held_out_captions
 from .judge import FRAME_STEP, WEIGHTS, WINDOW_FRAMES, WINDOW_STRIDE, Judge
-from .judge_clips import KnownClip, draw_known_clip, draw_oddities, reconstruct
+from .judge_clips import draw_labelled_clip, draw_oddities, reconstruct
 from .judge_validation import JudgeValidation, validate_judge
 from .latents import repeat_captions
 from .train_vae import MatrixMuon, save_state, warmup_cosine
@@ -65,7 +65,7 @@ def decoded_windows(vae: AutoencoderKLWan, num_clips: int, seed: int) -> Windows
     seen, targets = [], []
     for index, caption in enumerate(captions):
         oddities = draw_oddities(generator)
-        clip = draw_known_clip(caption, oddities, range(CLIP_FRAMES), f"{FIRST_SEED + seed}/{index}")
+        clip = draw_labelled_clip(caption, oddities, range(CLIP_FRAMES), f"{FIRST_SEED + seed}/{index}")
         frames = (255 * reconstruct(vae, clip, oddities)).round().to(torch.uint8)
         windows = frames.unfold(0, WINDOW_FRAMES, WINDOW_STRIDE)[..., ::FRAME_STEP]  # (2, 3, H, W, 9)
         seen.append(windows.movedim(-1, 1))
@@ -77,8 +77,8 @@ def drawn_windows(num_windows: int, seed: int, step: int) -> Windows:
     """Fresh windows as they were drawn."""
     generator = random.Random(f"{seed}/{step}")
     times = range(0, WINDOW_FRAMES, FRAME_STEP)
-    clips: list[KnownClip] = [
-        draw_known_clip(
+    clips = [
+        draw_labelled_clip(
             generator.choice(held_out_captions()),
             draw_oddities(generator),
             times,
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     settings = JudgeSettings(num_clips=2, num_steps=2, batch_windows=4) if options.smoke else JudgeSettings()
-    validation = JudgeValidation(num_clips=2, num_odd_clips=1) if options.smoke else JudgeValidation()
+    validation = JudgeValidation(num_clips=2, num_odd_clips=0) if options.smoke else JudgeValidation()
     state = options.state or options.output.with_name(options.output.name + "-state")
     vae = AutoencoderKLWan.from_pretrained(options.vae)
     vae_sha256 = hashlib.sha256((options.vae / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()

@@ -9,7 +9,7 @@ import torch
 from stream_t1.demo.checker import check
 from stream_t1.demo.clips import ATTRIBUTES, BACKGROUNDS, COLORS, VALUES, Caption, held_out_captions
 from stream_t1.demo.judge import Reading, load_judge
-from stream_t1.demo.judge_clips import ODDITIES, draw_known_clip, draw_oddities
+from stream_t1.demo.judge_clips import ODDITIES, draw_labelled_clip, draw_oddities
 from stream_t1.demo.judge_validation import calibration
 from stream_t1.demo.train_judge import (
     JudgeSettings,
@@ -24,14 +24,14 @@ CAPTION = Caption(shape="triangle", color="red", background="black", motion="in 
 
 
 def known_clip(oddities, index=0, caption=CAPTION):
-    return draw_known_clip(caption, oddities, range(45), f"test/{index}")
+    return draw_labelled_clip(caption, oddities, range(45), f"test/{index}")
 
 
 def test_a_clip_without_oddities_shows_its_caption():
-    clips = [known_clip({}, index, caption) for index, caption in enumerate(held_out_captions(12))]
-    assert [clip.truth for clip in clips] == held_out_captions(12)
+    clips = [known_clip({}, index, caption) for index, caption in enumerate(held_out_captions(6))]
+    assert [clip.truth for clip in clips] == held_out_captions(6)
     followed = [check(clip.frames / 255).follows(clip.truth, name) for clip in clips for name in ATTRIBUTES]
-    assert sum(followed) >= 46  # of 48: some shapes wobble
+    assert sum(followed) >= 23  # of 24: some shapes wobble
 
 
 @pytest.mark.parametrize("attribute", ["shape", "color", "background", "motion"])
@@ -104,17 +104,20 @@ def test_every_step_draws_windows_of_its_own_and_the_same_in_every_run():
     assert torch.equal(first, again) and not torch.equal(first, next_step)
 
 
-def test_training_learns_colors_within_seconds_and_repeats_exactly():
-    windows = drawn_windows(16, seed=0, step=0)
-    settings = JudgeSettings(num_steps=12, batch_windows=8)
-    trained, again = (train_judge(windows, settings, seed=1) for _ in range(2))
-    fresh = drawn_windows(32, seed=1, step=0)
-    losses = [
-        torch.nn.functional.cross_entropy(judge.classify(fresh.seen / 255)["background"], fresh.targets[:, 1]).item()
-        for judge in (trained, train_judge(windows, JudgeSettings(num_steps=0), seed=1))
-    ]
-    assert losses[0] < 0.8 * losses[1]
-    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
+def test_training_learns_backgrounds_within_seconds():
+    judge = train_judge(drawn_windows(32, seed=0, step=0), JudgeSettings(num_steps=20, batch_windows=6), seed=1)
+    fresh = drawn_windows(48, seed=1, step=0)
+    answers = judge.classify(fresh.seen / 255)["background"].argmax(dim=1)
+    assert (answers == fresh.targets[:, 1]).float().mean() > 0.6  # two fifths are the most common answer's
+
+
+def test_training_repeats_exactly():
+    windows = drawn_windows(4, seed=0, step=0)
+    first, again, other = (
+        train_judge(windows, JudgeSettings(num_steps=2, batch_windows=4), seed=seed).hidden.weight
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_calibration_compares_sureness_with_right_answers():
