@@ -2,8 +2,9 @@
 
 Half of every batch are windows of clips that went through the demo's VAE, as every video of the demo does; their
 number is limited, since the VAE takes most of the time. The other half is drawn anew at every step, so that there is
-no end of outlines, colours and paths. `judge.json` keeps what the judge was trained on and how right it is on fresh
-clips.
+no end of outlines, colours and paths. Captions are all there are: each shape of each colour on each background has
+about two motions among the held-out captions, and a judge that knew only these would guess the motion that was asked
+for. `judge.json` keeps what the judge was trained on and how right it is on fresh clips.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from . import CHECKPOINT
-from .clips import FRAME_PIXELS, VALUES, Caption, held_out_captions
+from .clips import FRAME_PIXELS, VALUES, Caption, all_captions
 from .judge import FRAME_STEP, WEIGHTS, WINDOW_FRAMES, WINDOW_STRIDE, Judge
 from .judge_clips import draw_labelled_clip, draw_oddities, reconstruct
 from .judge_validation import JudgeValidation, validate_judge
@@ -36,8 +37,8 @@ FIRST_SEED = 5_000_000  # far from those of every other set of clips
 class JudgeSettings:
     """How long and on what the judge is trained."""
 
-    num_clips: int = 1000  # through the VAE
-    num_steps: int = 1200
+    num_clips: int = 500  # through the VAE
+    num_steps: int = 900
     batch_windows: int = 32
     matrix_learning_rate: float = 1e-2  # Muon
     learning_rate: float = 1e-2  # AdamW
@@ -61,7 +62,7 @@ def targets_of(truth: Caption) -> list[int]:
 def decoded_windows(vae: AutoencoderKLWan, num_clips: int, seed: int) -> Windows:
     """Two windows of every clip, as the VAE gives them back."""
     generator = random.Random(seed)
-    captions = repeat_captions(held_out_captions(), num_clips, seed)
+    captions = repeat_captions(all_captions(), num_clips, seed)
     seen, targets = [], []
     for index, caption in enumerate(captions):
         oddities = draw_oddities(generator)
@@ -79,7 +80,7 @@ def drawn_windows(num_windows: int, seed: int, step: int) -> Windows:
     times = range(0, WINDOW_FRAMES, FRAME_STEP)
     clips = [
         draw_labelled_clip(
-            generator.choice(held_out_captions()),
+            generator.choice(all_captions()),
             draw_oddities(generator),
             times,
             f"{FIRST_SEED + seed}/{step}/{index}",

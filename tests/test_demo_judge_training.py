@@ -131,5 +131,5 @@ def test_the_command_writes_a_judge_that_loads_and_says_what_it_was_made_of(tmp_
     main(["--output", str(tmp_path / "judge"), "--smoke"])
     kept = json.loads((tmp_path / "judge" / "judge.json").read_text())
     assert kept["training"]["settings"]["num_steps"] == 2 and len(kept["training"]["vae_sha256"]) == 64
-    assert {"clean", "reconstructed", "blobs", "captions never seen"} <= set(kept["sets"])
+    assert {"clean", "reconstructed", "blobs", "captions not held out"} <= set(kept["sets"])
     assert len(load_judge(tmp_path / "judge").read(torch.rand(33, 3, 64, 64)).probabilities["motion"]) == 1
