@@ -1,7 +1,8 @@
 """What a demo video shows, judged from its pixels alone: plain measurements, no learned part, no prompt.
 
-This is the verdict that is reported. The rewards that the search maximises (`rewards.py`) are built differently on
-purpose: colours by soft matches instead of medians, shapes by moments instead of templates, motion by fits.
+This is one of the two verdicts that are reported; the other (`judge.py`) is learnt. The rewards that the search
+maximises (`rewards.py`) are built differently on purpose: colours by soft matches instead of medians, shapes by
+moments instead of templates, motion by fits.
 
 Axes: F frames, H height, W width. Lengths are in pixels of a 64-pixel frame whatever the size of the video.
 """
