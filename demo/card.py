@@ -43,7 +43,7 @@ def model_card(measurements: dict) -> str:
 
 def draw_loss_curves(lines: Sequence[dict], path: Path) -> None:
     """A picture of the training log: VAE fidelity, transformer losses, caption gaps."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4))
     vae = [line for line in lines if line["stage"] == "vae"]
     transformer = [line for line in lines if line["stage"] == "transformer"]
@@ -65,16 +65,16 @@ def draw_loss_curves(lines: Sequence[dict], path: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_contact_sheet(videos: torch.Tensor, captions: Sequence[Caption], path: Path, num_columns: int = 10) -> None:
-    """One row per video (V, F, 3, H, W) in [0, 1]: evenly spaced frames under its caption."""
+def draw_contact_sheet(videos: torch.Tensor, titles: Sequence[str], path: Path, num_columns: int = 10) -> None:
+    """One row per video (V, F, 3, H, W) in [0, 1]: evenly spaced frames under its title."""
     picked = torch.linspace(0, videos.shape[1] - 1, num_columns).round().long()
     pixels = (videos[:, picked] * 255).round().to(torch.uint8).permute(0, 3, 1, 4, 2)  # (V, H, columns, W, 3)
     height, width = pixels.shape[1], pixels.shape[3]
     row_height = height + 14
     sheet = Image.new("RGB", (num_columns * (width + 2), len(videos) * row_height), "white")
     draw = ImageDraw.Draw(sheet)
-    for row, (strip, caption) in enumerate(zip(pixels, captions, strict=True)):
-        draw.text((2, row * row_height), caption.text, fill="black")
+    for row, (strip, title) in enumerate(zip(pixels, titles, strict=True)):
+        draw.text((2, row * row_height), title, fill="black")
         for column in range(num_columns):
             frame = Image.fromarray(strip[:, column].contiguous().numpy())
             sheet.paste(frame, (column * (width + 2), row * row_height + 13))
@@ -154,10 +154,15 @@ def _percents(scores: dict) -> str:
     return ", ".join(f"{label} {scores[name]:.0%}" for name, label in names.items())
 
 
-def _pyplot() -> ModuleType:
+def load_pyplot() -> ModuleType:
+    """matplotlib, which nothing but pictures needs.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         matplotlib = importlib.import_module("matplotlib")
     except ImportError as error:
-        raise ImportError("Loss curves need matplotlib: pip install stream-t1[train]") from error
+        raise ImportError("Pictures of curves need matplotlib: pip install stream-t1[train]") from error
     matplotlib.use("Agg")
     return importlib.import_module("matplotlib.pyplot")

@@ -146,9 +146,8 @@ def record(
     pipeline.set_progress_bar_config(disable=True)
     scores = score_pipeline(pipeline, settings.score)
     captions = held_out_captions(min(12, settings.score.num_videos))
-    draw_contact_sheet(
-        sample_videos(pipeline, captions, num_frames=81, seed=0), captions, output / "contact_sheet.png"
-    )
+    videos = sample_videos(pipeline, captions, num_frames=81, seed=0)
+    draw_contact_sheet(videos, [caption.text for caption in captions], output / "contact_sheet.png")
     seconds = {
         stage: sum(line["seconds"] for line in lines if line["stage"] == stage) for stage in ("vae", "transformer")
     }

@@ -1,0 +1,184 @@
+"""How a video is made: what competes with what, and which of the paper's units are on.
+
+A budget is the denoising forwards that a chunk may cost. With n steps it pays for `budget / n` candidates of every
+chunk, whatever competes: whole videos, chunks or beams.
+
+Axes: F frames, H height, W width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ...pipeline_stream_t1 import StreamT1Pipeline
+from ...rewards.scoring import score_clips
+from ...search.memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, SlidingWindow, StaticSink
+from ...search.reward_pruning import fuse_scores, keep_best
+from ...search.trace import CandidateTrace, SearchTrace
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to spend a budget."""
+
+    name: str
+    competition: str  # of COMPETITIONS
+    memory: MemoryPolicy = field(default_factory=StaticSink)
+    noise_correlation: float = 0.0  # beta of unit 1
+    has_rewards: bool = True
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether rewards are asked at every chunk."""
+        return self.has_rewards and self.competition != "videos"
+
+    def with_correlation(self, noise_correlation: float) -> "Method":
+        """The same with another beta, which its name then says."""
+        return replace(self, name=f"{self.name}@{noise_correlation:g}", noise_correlation=noise_correlation)
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A finished video and what it cost."""
+
+    frames: torch.Tensor  # (F, 3, H, W) uint8
+    trace: SearchTrace  # of the run that made it
+    cost: dict[str, int]  # of all runs: forwards, clean_passes, latents_decoded, frames_scored
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("single", "none", has_rewards=False),
+        Method("sliding-window", "none", memory=SlidingWindow(), has_rewards=False),
+        Method("ema-sink", "none", memory=EMASink(), has_rewards=False),
+        Method("routed-sink", "none", memory=RewardRoutedSink()),
+        Method("best-of-videos", "videos"),
+        Method("best-of-chunks", "chunks"),
+        Method("beam", "beams"),
+        Method("beam+noise", "beams", noise_correlation=-0.1),
+        Method("beam+memory", "beams", memory=RewardRoutedSink()),
+        Method("full", "beams", memory=RewardRoutedSink(), noise_correlation=-0.1),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of a name; "NAME@BETA" is one with another noise correlation.
+
+    Raises:
+        ValueError: there is none.
+    """
+    known, _, beta = name.partition("@")
+    try:
+        method = METHODS[known]
+        return method.with_correlation(float(beta)) if beta else method
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"There is no method {name!r}; it must be one of {', '.join(METHODS)}, or one of these with another noise "
+            'correlation, as in "full@-0.3".'
+        ) from None
+
+
+def num_candidates(method: Method, budget: int, num_steps: int) -> int:
+    """How many candidates of a chunk the budget pays for.
+
+    Raises:
+        ValueError: none, part of one, or a number that the method can't use.
+    """
+    count, rest = divmod(budget, num_steps)
+    least, most = (1, 1) if method.competition == "none" else (2, budget)
+    if rest or not least <= count <= most or (method.competition == "beams" and count % 2):
+        wanted = {"none": f"{num_steps}", "beams": f"an even multiple of {num_steps}"}
+        default = f"a multiple of {num_steps}, {2 * num_steps} or more"
+        raise ValueError(
+            f"{method.name!r} can't spend a budget of {budget} forwards per chunk at {num_steps} steps a candidate; "
+            f"it must be {wanted.get(method.competition, default)}."
+        )
+    return count
+
+
+def make_video(
+    pipe: StreamT1Pipeline, method: Method, *, budget: int, prompt: str, seed: int, **arguments: int
+) -> Video:
+    """One video. All methods of a seed have the plain sample's first chunk among their candidates.
+
+    Args:
+        budget: denoising forwards per chunk.
+        seed: of the generator.
+        arguments: of the pipeline's call; `num_frames`, `height`, `width`.
+
+    Raises:
+        ValueError: the method can't spend the budget; or what the pipeline raises.
+    """
+    count = num_candidates(method, budget, len(pipe.config.denoising_steps))
+    arguments |= {"prompt": prompt, "generator": torch.Generator().manual_seed(seed), "output_type": "pt"}
+    arguments |= {"memory": method.memory, "noise_correlation": method.noise_correlation}
+    if not method.has_rewards:
+        arguments |= {"image_reward": False, "video_reward": False}
+    return COMPETITIONS[method.competition](pipe, count, arguments)
+
+
+def best_path(trace: SearchTrace) -> list[CandidateTrace]:
+    """The best video's chunks: its candidate of every chunk, the first one first."""
+    rank, path = trace.final.order[0], []
+    for chunk in reversed(trace.chunks):
+        order = keep_best([c.score if c.kept else None for c in chunk.candidates], len(chunk.candidates))
+        path.append(chunk.candidates[order[rank]])
+        rank = path[-1].parent
+    return path[::-1]
+
+
+def _best_of_beams(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Video:
+    """Two beams; two candidates are one beam's, since two beams of one candidate each would drop nothing."""
+    num_beams = 2 if count >= 4 else 1
+    return _search(pipe, num_beams, count // num_beams, arguments)
+
+
+def _best_of_chunks(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Video:
+    return _search(pipe, 1, count, arguments)
+
+
+def _best_of_videos(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Video:
+    """Plain videos, one after the other, and both rewards on each whole one, fused as a last chunk's are."""
+    videos, scores = [], []
+    for _ in range(count):
+        video = _search(pipe, 1, 1, arguments | {"image_reward": False, "video_reward": False})
+        videos.append(video)
+        pair = []
+        for name in ("image_reward", "video_reward"):
+            reward = getattr(pipe, name)
+            if reward is not None:
+                result = score_clips(reward, video.frames[None], arguments["prompt"], pipe.config.fps, name=name)[0]
+                video.cost["frames_scored"] += len(video.frames)
+            pair.append(0.0 if reward is None else result.score)
+        num_chunks = len(video.trace.chunks)
+        cap = video.trace.config["short_weight_cap"]
+        scores.append(None if None in pair else fuse_scores(*pair, num_chunks - 1, num_chunks, cap))
+    scored = [index for index, score in enumerate(scores) if score is not None]
+    if not scored:
+        raise ValueError("The rewards could score none of the videos.")
+    best = videos[max(scored, key=lambda index: scores[index])]
+    cost = {name: sum(video.cost[name] for video in videos) for name in best.cost}
+    return replace(best, cost=cost)
+
+
+def _search(pipe: StreamT1Pipeline, num_beams: int, num_candidates: int, arguments: dict) -> Video:
+    output = pipe(num_beams=num_beams, num_candidates=num_candidates, **arguments)
+    frames, trace = (output.frames[0] * 255).round().to(torch.uint8).cpu(), output.trace
+    if len(frames) < trace.config["num_frames"]:  # the pipeline gives what was finished; here that is no video
+        raise KeyboardInterrupt
+    names = ("forwards", "clean_passes", "latents_decoded", "frames_scored")
+    cost = {name: sum(getattr(chunk.work, name) for chunk in trace.chunks) for name in names}
+    if trace.final.selection == "video_reward":
+        cost["frames_scored"] += len(trace.final.order) * len(frames)
+    return Video(frames, trace, cost)
+
+
+COMPETITIONS: dict[str, Callable[[StreamT1Pipeline, int, dict], Video]] = {
+    "none": lambda pipe, count, arguments: _search(pipe, 1, count, arguments),
+    "videos": _best_of_videos,
+    "chunks": _best_of_chunks,
+    "beams": _best_of_beams,
+}

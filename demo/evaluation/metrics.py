@@ -1,0 +1,131 @@
+"""What is measured of a finished video: by rewards, and for the demo by its two verdicts. None of it guides a search.
+
+A metric takes frames (F, 3, H, W) uint8, the prompt and the frames per second, and gives numbers by name; one has the
+metric's own name. Verdicts, which methods are compared by, are also taken of the last three chunks at every chunk.
+
+Axes: F frames, H height, W width.
+"""
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from ... import rewards
+from ...rewards.scoring import RewardFunction, score_clips
+from ..checker import check
+from ..clips import ATTRIBUTES, parse_caption
+from ..judge import Judge
+
+WINDOW_CHUNKS = 3
+
+Metric = Callable[[torch.Tensor, str, float], dict[str, float]]
+
+
+@dataclass
+class Measurement:
+    """All metrics of one video."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    windows: dict[str, list[float]] = field(default_factory=dict)  # verdict to one number per window
+    problems: dict[str, str] = field(default_factory=dict)  # metric to why it has no number
+
+
+def measure(
+    metrics: dict[str, Metric],
+    frames: torch.Tensor,
+    prompt: str,
+    fps: float,
+    *,
+    chunk_frames: int,
+    verdicts: Container[str],
+) -> Measurement:
+    """What the metrics say of a video. One that fails is named, the others go on.
+
+    Args:
+        frames: (F, 3, H, W) uint8.
+        chunk_frames: frames of every chunk but the first, which has 3 fewer.
+        verdicts: metrics that are taken in windows too; of the others nothing but the score is kept.
+    """
+    measurement = Measurement()
+    length = WINDOW_CHUNKS * chunk_frames - 3
+    begins = range(0, len(frames) - length + 1, chunk_frames)
+    for name, metric in metrics.items():
+        try:
+            scores = metric(frames, prompt, fps)
+            measurement.scores |= scores if name in verdicts else {name: scores[name]}
+            if name in verdicts:
+                windows = [frames[begin : begin + length] for begin in begins]
+                measurement.windows[name] = [metric(window, prompt, fps)[name] for window in windows]
+        except Exception as error:  # foreign code: whatever it raises must cost one number, not the evaluation
+            measurement.problems[name] = f"{type(error).__name__}: {error}"
+    return measurement
+
+
+@dataclass(frozen=True, eq=False)
+class RewardMetric:
+    """A reward's score and its parts."""
+
+    name: str
+    scorer: RewardFunction
+
+    def __call__(self, frames: torch.Tensor, prompt: str, fps: float) -> dict[str, float]:
+        result = score_clips(self.scorer, frames[None], prompt, fps, name=self.name)[0]
+        if result.score is None:
+            raise ValueError(result.problem or result.gated)
+        return _named(self.name, {"": result.score, **result.parts})
+
+
+@dataclass(frozen=True, eq=False)
+class JudgeMetric:
+    """The demo's trained judge: 1 where all that the prompt says is seen, and how probable it finds that."""
+
+    scorer: Judge
+
+    def __call__(self, frames: torch.Tensor, prompt: str, fps: float) -> dict[str, float]:
+        caption, reading = parse_caption(prompt), self.scorer.read(frames.float() / 255)
+        follows = {name: float(reading.follows(caption, name)) for name in ATTRIBUTES}
+        probability = reading.probability(caption).mean().item()
+        return _named("judge", {"": min(follows.values()), **follows, "probability": probability})
+
+
+def checker_metric(frames: torch.Tensor, prompt: str, fps: float) -> dict[str, float]:
+    """The demo's rules: 1 where all that the prompt says is seen, and how steady the path is."""
+    caption, verdict = parse_caption(prompt), check(frames.float() / 255)
+    follows = {name: float(verdict.follows(caption, name)) for name in ATTRIBUTES}
+    steadiness = {name: getattr(verdict, name) for name in ("presence", "largest_jump", "jitter")}
+    return _named("checker", {"": min(follows.values()), **follows, **steadiness})
+
+
+def load_metric(
+    description: str, device: torch.device, loaded: Mapping[str, RewardFunction] | None = None
+) -> tuple[str, Metric]:
+    """The metric of "NAME=REWARD", REWARD being a converted reward's folder or Hub id, "CLASS" of `stream_t1.rewards`
+    for one that needs no weights, or "CLASS:NAME_OR_FOLDER" for one that loads a model.
+
+    Args:
+        loaded: rewards that are there already, by REWARD.
+
+    Raises:
+        ValueError: it is nothing of that kind.
+    """
+    name, _, source = description.partition("=")
+    class_name, _, model = source.partition(":")
+    if not name or not source:
+        raise ValueError(f"`--metric` is {description!r}; it must be NAME=FOLDER, NAME=CLASS or NAME=CLASS:MODEL.")
+    if source in (loaded or {}):
+        reward = loaded[source]
+    elif class_name not in rewards.__all__:
+        reward = rewards.Reward.from_pretrained(source)
+    elif model:
+        reward = getattr(rewards, class_name).from_pretrained(model)
+    else:
+        try:
+            reward = getattr(rewards, class_name)()
+        except TypeError as error:
+            raise ValueError(f"`--metric` is {description!r}; {class_name} needs a model: {error}.") from error
+    return name, RewardMetric(name, reward.to(device))
+
+
+def _named(name: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{name}.{key}" if key else name: value for key, value in values.items()}

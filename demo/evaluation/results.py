@@ -1,0 +1,152 @@
+"""Where results are kept: a folder with `configuration.json` and one line of JSON for every video.
+
+Every process appends to a file of its own, `rows-N.jsonl`, and reads those of all. So a run that was killed goes on
+where it was, with any number of processes, and the folders of several machines are merged by reading them together.
+Files that are kept for good may be gzipped.
+"""
+
+import gzip
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from diffusers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+CONFIGURATION = "configuration.json"
+ROW_FILES = "rows-*.jsonl*"
+SURROUNDINGS = "made_with"  # of a configuration: what may differ among rows that are compared
+UNREPEATABLE = ("seconds",)  # of a row: not the same twice
+
+Row = (
+    dict  # a job's fields, and "scores", "windows", "cost", "search", "frames_sha256", "problems", "seconds", "error"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make."""
+
+    method: str
+    budget: int  # denoising forwards per chunk
+    prompt: str
+    seed: int
+    num_frames: int
+
+    @property
+    def task(self) -> tuple[str, int, int]:
+        """What all methods are given alike."""
+        return self.prompt, self.seed, self.num_frames
+
+    @classmethod
+    def of(cls, row: Row) -> "Job":
+        return cls(**{name: row[name] for name in cls.__dataclass_fields__})
+
+
+def keep_configuration(folder: Path, configuration: dict) -> None:
+    """Writes the configuration into a new folder.
+
+    Raises:
+        ValueError: the folder has rows of another one; the message says what differs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CONFIGURATION
+    if path.exists():
+        check_same(configuration, read_configuration(folder), folder)
+    else:
+        path.write_text(json.dumps(configuration, indent=1) + "\n")
+
+
+def read_configuration(folder: Path) -> dict:
+    """
+    Raises:
+        ValueError: the folder has none, or a damaged one.
+    """
+    try:
+        return json.loads((folder / CONFIGURATION).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} holds no results that can be read: {CONFIGURATION}: {error}") from error
+
+
+def check_same(wanted: dict, kept: dict, folder: Path) -> None:
+    """
+    Raises:
+        ValueError: rows of the two can't stand in one table.
+    """
+    wanted = json.loads(json.dumps(wanted))
+    names = [name for name in {**kept, **wanted} if name != SURROUNDINGS and kept.get(name) != wanted.get(name)]
+    if names:
+        differences = "; ".join(f"`{name}` is {kept.get(name)!r} there, {wanted.get(name)!r} here" for name in names)
+        raise ValueError(f"{folder} holds results of another configuration: {differences}.")
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Adds a line; one that a kill cut in two is left alone on its own."""
+    with path.open("a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(_rounded(row)).encode() + b"\n")
+
+
+def read_rows(folders: Iterable[Path]) -> list[Row]:
+    """The last row of every job, in the order of the files.
+
+    Lines that are no rows, and folders whose configuration is not that of the first, are named and left out.
+
+    Raises:
+        ValueError: the first folder holds no results.
+    """
+    first, *others = folders
+    configuration, rows = read_configuration(first), {}
+    for folder in (first, *others):
+        try:
+            check_same(configuration, read_configuration(folder), folder)
+        except ValueError as error:
+            logger.warning(f"{error} Its rows are left out.")
+            continue
+        for path in sorted(folder.glob(ROW_FILES)):
+            for number, line in enumerate(_read(path).splitlines(), start=1):
+                try:
+                    row = json.loads(line)
+                    rows[Job.of(row)] = {**row, "error": row["error"]}
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    logger.warning(f"{path}, line {number} is no row and is left out.")
+    return list(rows.values())
+
+
+def finished_jobs(rows: Sequence[Row]) -> set[Job]:
+    """The jobs that need not be run again: a video that failed is tried again."""
+    return {Job.of(row) for row in rows if row["error"] is None}
+
+
+def differing_rows(rows: Sequence[Row], others: Sequence[Row]) -> list[Job]:
+    """Jobs that are in both and whose rows differ in what can be repeated."""
+    known = {Job.of(row): _repeatable(row) for row in others}
+    return [job for row in rows if (job := Job.of(row)) in known and known[job] != _repeatable(row)]
+
+
+def new_row(job: Job, **contents: object) -> Row:
+    """A row in full; `contents` fills what there is to say."""
+    empty = {"scores": {}, "windows": {}, "cost": {}, "search": {}, "frames_sha256": None, "problems": {}}
+    return {**asdict(job), **empty, "seconds": None, "error": None, **contents}
+
+
+def _read(path: Path) -> str:
+    return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+
+
+def _repeatable(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name not in UNREPEATABLE}
+
+
+def _rounded(value: object) -> object:
+    """Numbers as they are kept: five digits are more than any table shows."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value

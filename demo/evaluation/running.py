@@ -1,0 +1,153 @@
+"""Making the videos that are still missing, and measuring each before it is forgotten."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers.utils import logging
+
+from ...pipeline_stream_t1 import StreamT1Pipeline, __version__
+from .methods import Video, best_path, find_method, make_video
+from .metrics import Metric, measure
+from .results import SURROUNDINGS, Job, Row, append_row, finished_jobs, keep_configuration, new_row, read_rows
+
+logger = logging.get_logger(__name__)
+
+SAMPLED_WEIGHTS = 1024  # of every tensor, for the fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A pipeline with its rewards, what is measured of its videos, and their size."""
+
+    pipe: StreamT1Pipeline
+    metrics: dict[str, Metric]
+    verdicts: tuple[str, ...]  # the metrics that methods are compared by; the others are there to explain
+    height: int
+    width: int
+
+    def configuration(self) -> dict:
+        """What all rows of a folder have in common, and what they were made with."""
+        pipe = self.pipe
+        rewards = {name: _describe(getattr(pipe, name)) for name in ("image_reward", "video_reward")}
+        config = {name: pipe.config[name] for name in ("chunk_frames", "window_frames", "sink_frames", "fps")}
+        return {
+            "weights": {name: fingerprint(getattr(pipe, name)) for name in ("text_encoder", "transformer", "vae")},
+            "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+            "height": self.height,
+            "width": self.width,
+            **config,
+            "denoising_steps": list(pipe.config.denoising_steps),
+            "shift": pipe.scheduler.config.shift,
+            **rewards,
+            "metrics": {name: _describe(getattr(metric, "scorer", metric)) for name, metric in self.metrics.items()},
+            "verdicts": list(self.verdicts),
+            SURROUNDINGS: {
+                "version": __version__,
+                "torch": torch.__version__,
+                "device": str(pipe.device),
+                "threads": torch.get_num_threads(),
+            },
+        }
+
+    def run(self, folder: Path, jobs: Sequence[Job], state: PartialState) -> int:
+        """Makes this process's share of the videos that the folder lacks; returns how many failed.
+
+        Raises:
+            ValueError: the folder has rows of another configuration, or a method can't spend a budget.
+        """
+        if state.is_main_process:
+            keep_configuration(folder, self.configuration())
+        state.wait_for_everyone()
+        finished = finished_jobs(read_rows([folder]))
+        state.wait_for_everyone()  # all have read the same rows before anybody adds one
+        share = share_of([job for job in jobs if job not in finished], state.process_index, state.num_processes)
+        path, begin, num_failed = folder / f"rows-{state.process_index}.jsonl", time.monotonic(), 0
+        for done, job in enumerate(share):
+            row = self.make(job)
+            append_row(path, row)
+            num_failed += row["error"] is not None
+            if (done + 1) % 10 == 0 or done + 1 == len(share):
+                rest = (time.monotonic() - begin) / (done + 1) * (len(share) - done - 1)
+                print(
+                    f"process {state.process_index}: {done + 1} of {len(share)}, {rest / 60:.0f} min left", flush=True
+                )
+        state.wait_for_everyone()
+        return num_failed
+
+    def video(self, job: Job) -> Video:
+        """The job's video."""
+        arguments = {"num_frames": job.num_frames, "height": self.height, "width": self.width}
+        method = find_method(job.method)
+        return make_video(self.pipe, method, budget=job.budget, prompt=job.prompt, seed=job.seed, **arguments)
+
+    def make(self, job: Job) -> Row:
+        """One video's row; when the video can't be made, why."""
+        begin = time.perf_counter()
+        try:
+            video = self.video(job)
+        except Exception as error:  # whatever it is must cost one video, not the night
+            logger.warning(f"{job} failed, {type(error).__name__}: {error}")
+            return new_row(job, error=f"{type(error).__name__}: {error}")
+        seconds = time.perf_counter() - begin
+        fps, chunk_frames = self.pipe.config.fps, self.pipe.config.chunk_frames * self.pipe.geometry.temporal_factor
+        measured = measure(
+            self.metrics, video.frames, job.prompt, fps, chunk_frames=chunk_frames, verdicts=self.verdicts
+        )
+        for name, problem in measured.problems.items():
+            logger.warning(f"{job} has no {name}, {problem}")
+        return new_row(
+            job,
+            scores=measured.scores,
+            windows=measured.windows,
+            problems=measured.problems,
+            cost=video.cost,
+            search=_search_record(video) if find_method(job.method).is_guided else {},
+            frames_sha256=hashlib.sha256(video.frames.numpy().tobytes()).hexdigest(),
+            seconds=seconds,
+        )
+
+
+def share_of(jobs: Sequence[Job], process_index: int, num_processes: int) -> list[Job]:
+    """One process's jobs: all of every n-th task, so that each has as much of every method to do."""
+    tasks = list(dict.fromkeys(job.task for job in jobs))
+    mine = set(tasks[process_index::num_processes])
+    return [job for job in dict.fromkeys(jobs) if job.task in mine]
+
+
+def fingerprint(module: torch.nn.Module | None) -> str | None:
+    """A short hash of a model's weights: of names, shapes and evenly spaced values of every tensor, so that it takes
+    no time at any size."""
+    if module is None:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        values = tensor.detach().flatten()
+        values = values[:: max(1, values.numel() // SAMPLED_WEIGHTS)].float().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _search_record(video: Video) -> dict:
+    """The best video's rewards and routes chunk by chunk, and how far candidates' scores lay apart."""
+    path = best_path(video.trace)
+    scores = [[c.score for c in chunk.candidates if c.score is not None] for chunk in video.trace.chunks]
+    return {
+        "short": [candidate.short for candidate in path],
+        "long": [candidate.long for candidate in path],
+        "routes": [candidate.route for candidate in path],
+        "spread": [max(chunk) - min(chunk) for chunk in scores],
+    }
+
+
+def _describe(scorer: object) -> str | None:
+    """The name of what scores, with its weights' fingerprint if it has any."""
+    if scorer is None:
+        return None
+    name = getattr(scorer, "__name__", type(scorer).__name__)
+    has_weights = isinstance(scorer, torch.nn.Module) and bool(scorer.state_dict())
+    return f"{name} {fingerprint(scorer)}" if has_weights else name

@@ -1,0 +1,74 @@
+"""`python -m stream_t1.demo.evaluate` as a user runs it, and what it finds of the shipped demo."""
+
+import subprocess
+import sys
+
+import pytest
+from tiny_rewards import save_reward, videoalign_reward
+
+from stream_t1.demo import CHECKPOINT
+from stream_t1.demo.evaluate import main
+from stream_t1.demo.evaluation.results import read_rows
+
+METHODS = ["--methods", "single,best-of-chunks", "--budgets", "8", "--num-frames", "33"]
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """A comparison of two methods on any model, with a reward that the model does not bring."""
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue cross\n")
+    reward = save_reward(videoalign_reward(), tmp_path / "videoalign")
+    model = ["--model", str(CHECKPOINT), "--prompts", str(tmp_path / "prompts.txt"), "--video-reward", str(reward)]
+    metrics = ["--metric", "flicker=TemporalFlickerReward", "--metric", f"videoalign={reward}"]
+    return ["--output", str(tmp_path / "results"), *model, *metrics, *METHODS]
+
+
+def test_any_model_is_compared_with_any_rewards_and_metrics(arguments, tmp_path, capsys):
+    main(arguments)
+    rows = read_rows([tmp_path / "results"])
+    assert [(row["method"], row["budget"]) for row in rows] == [("single", 4), ("best-of-chunks", 8)] * 2
+    assert {"flicker", "videoalign", "videoalign.VQ", "videoalign.MQ", "videoalign.TA"} <= rows[0]["scores"].keys()
+    report = tmp_path / "results" / "comparison.md"
+    written = report.read_text()
+    assert "| best-of-chunks | 8 | 2 | 0 |" in written and "## Parts of videoalign" in written
+
+    report.unlink()
+    capsys.readouterr()
+    main([*arguments, "--report-only", "--compare", str(tmp_path / "results")])
+    assert report.read_text() == written
+    assert "4 videos are in both, 0 of them differ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--width", "128"], "another configuration: `width` is 64 there, 128 here"),
+        (["--budgets", "10"], "can't spend a budget of 10"),
+        (["--methods", "luck"], "no method 'luck'"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["--metric", "x=CLIPScoreReward"], "needs a model"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, tmp_path, capsys, more, message):
+    (tmp_path / "results").mkdir()
+    if more[0] == "--width":
+        main(arguments)
+    with pytest.raises(SystemExit) as exit_status:
+        main([*arguments, *more])
+    assert exit_status.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_two_processes_share_the_videos(arguments, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    result = subprocess.run([*launch, "stream_t1.demo.evaluate", *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "results").glob("rows-*")) == ["rows-0.jsonl", "rows-1.jsonl"]
+    shared = {row["prompt"]: row["frames_sha256"] for row in read_rows([tmp_path / "results"])}
+    assert len(shared) == 2 and "| single | 4 | 2 | 0 |" in (tmp_path / "results" / "comparison.md").read_text()
+
+
+def test_a_sheet_shows_the_first_pairs_of_a_suite(tmp_path):
+    suite = ["--suite", "betas", "--limit", "1"]
+    main(["--output", str(tmp_path), *suite, "--sheet", "1"])
+    assert (tmp_path / "betas-sheet.png").stat().st_size > 5000

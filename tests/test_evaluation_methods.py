@@ -1,0 +1,173 @@
+"""Methods: what a budget pays for, which video wins, and what is measured of it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import brightness, contrast
+from tiny_rewards import save_reward, videoalign_reward
+
+from stream_t1.demo import load_pipeline
+from stream_t1.demo.clips import Caption, render_clip
+from stream_t1.demo.evaluation.methods import METHODS, best_path, find_method, make_video, num_candidates
+from stream_t1.demo.evaluation.metrics import JudgeMetric, RewardMetric, checker_metric, load_metric, measure
+from stream_t1.demo.judge import load_judge
+from stream_t1.rewards import SharpnessReward
+from stream_t1.search.trace import CandidateTrace, ChunkTrace, ChunkWork, FinalTrace, SearchTrace
+
+PROMPT = "a red circle moving left on a white background"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make(pipe, name, budget, num_frames=21, seed=0):
+    return make_video(pipe, find_method(name), budget=budget, prompt=PROMPT, seed=seed, num_frames=num_frames)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_spends_its_budget_in_every_chunk(pipe, name):
+    budget = 4 if METHODS[name].competition == "none" else 16
+    video = make(pipe, name, budget)
+    assert video.frames.shape == (21, 3, 64, 64) and video.frames.dtype == torch.uint8
+    assert video.cost["forwards"] == 2 * budget and video.cost["latents_decoded"] == 2 * 3 * budget // 4
+    assert (video.cost["frames_scored"] > 0) == METHODS[name].has_rewards
+
+
+def test_the_baseline_is_the_plain_sample_of_its_seed(pipe):
+    plain = pipe(
+        PROMPT,
+        num_frames=21,
+        num_beams=1,
+        num_candidates=1,
+        noise_correlation=0.0,
+        image_reward=False,
+        video_reward=False,
+        generator=torch.Generator().manual_seed(5),
+    ).frames[0]
+    expected = torch.from_numpy(plain * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
+    assert torch.equal(make(pipe, "single", 4, seed=5).frames, expected)
+
+
+@pytest.mark.parametrize("name", ["best-of-videos", "best-of-chunks", "full"])
+def test_searches_have_the_plain_samples_first_chunk_among_their_candidates(pipe, name, monkeypatch):
+    monkeypatch.setattr(pipe, "image_reward", None)
+    monkeypatch.setattr(pipe, "video_reward", None)  # all are as good: the first stays first
+    single, searched = make(pipe, "single", 4), make(pipe, name, 8)
+    apart = (searched.frames[:9].int() - single.frames[:9].int()).abs().max()
+    assert apart <= 1  # of 255: a batch of candidates rounds otherwise
+
+
+def test_the_best_of_whole_videos_is_the_one_with_the_best_fused_scores(pipe, monkeypatch):
+    seen = []
+
+    def record(frames, prompt, fps):
+        seen.append(frames)
+        return contrast(frames, prompt, fps)
+
+    monkeypatch.setattr(pipe, "image_reward", brightness)
+    monkeypatch.setattr(pipe, "video_reward", record)
+    video = make(pipe, "best-of-videos", 12)
+    fused = [0.4 * brightness(f, [PROMPT], 16.0) + 0.6 * contrast(f, [PROMPT], 16.0) for f in seen]
+    best = seen[max(range(3), key=lambda index: fused[index])]
+    assert torch.equal(video.frames, (best[0] * 255).round().to(torch.uint8))
+    assert video.cost["frames_scored"] == 3 * 2 * 21
+
+
+def test_a_budget_that_a_method_cannot_spend_is_refused():
+    for name, budget, message in (
+        ("single", 8, "it must be 4"),
+        ("best-of-chunks", 10, "a multiple of 4, 8 or more"),
+        ("full", 12, "an even multiple of 4"),
+        ("beam", 4, "an even multiple"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            num_candidates(find_method(name), budget, 4)
+    assert num_candidates(find_method("full"), 32, 4) == 8
+
+
+def test_a_method_may_be_named_with_another_correlation():
+    method = find_method("beam+noise@-0.5")
+    assert method.noise_correlation == -0.5 and method.memory == METHODS["beam"].memory
+    for name in ("annealing", "full@much"):
+        with pytest.raises(ValueError, match="There is no method"):
+            find_method(name)
+
+
+def test_an_interrupted_video_is_no_video(pipe, monkeypatch):
+    def interrupt(frames, prompt, fps):
+        if frames.shape[1] > 9:
+            raise KeyboardInterrupt
+        return brightness(frames, prompt, fps)
+
+    monkeypatch.setattr(pipe, "video_reward", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        make(pipe, "best-of-chunks", 8)
+
+
+def test_the_best_path_follows_parents_by_the_rank_of_their_scores():
+    def chunk(*candidates):
+        candidates = [
+            CandidateTrace(parent, seed, score, score, score, kept, None) for parent, seed, score, kept in candidates
+        ]
+        return ChunkTrace(0.0, candidates, [], [[]], ChunkWork())
+
+    first = chunk((0, 10, 0.1, True), (0, 11, 0.9, True), (0, 12, 0.0, False))  # ranks: 11, 10
+    second = chunk((0, 20, 0.5, True), (1, 21, 0.7, True))  # of 11, of 10; ranks: 21, 20
+    trace = SearchTrace({}, 0, 16.0, "", [first, second], FinalTrace("video_reward", [1, 0], [1.0, 0.0]))
+    assert [candidate.seed for candidate in best_path(trace)] == [11, 20]
+    other = replace(trace, final=FinalTrace("video_reward", [0, 1], [1.0, 0.0]))
+    assert [candidate.seed for candidate in best_path(other)] == [10, 21]
+
+
+def frames_of(num_frames):
+    caption = Caption(shape="circle", color="red", background="white", motion="left")
+    return render_clip(caption, num_frames, seed=3)
+
+
+def test_a_verdict_is_also_taken_of_the_last_three_chunks_at_every_chunk():
+    lengths = []
+
+    def length(frames, prompt, fps):
+        lengths.append(len(frames))
+        return {"length": float(len(frames)), "length.first": 0.0}
+
+    for num_frames, num_windows in ((21, 0), (33, 1), (81, 5)):
+        both = {"length": length, "other": lambda *_: {"other": 1.0, "other.part": 2.0}}
+        measured = measure(both, frames_of(num_frames), PROMPT, 16.0, chunk_frames=12, verdicts=("length",))
+        assert measured.windows == {"length": [33.0] * num_windows}
+        assert measured.scores == {"length": num_frames, "length.first": 0.0, "other": 1.0}
+
+
+def test_a_metric_that_fails_is_named_and_the_others_go_on():
+    def broken(frames, prompt, fps):
+        raise RuntimeError("no eyes")
+
+    metrics = {"broken": broken, "brightness": RewardMetric("brightness", brightness)}
+    measured = measure(metrics, frames_of(33), PROMPT, 16.0, chunk_frames=12, verdicts=tuple(metrics))
+    assert measured.problems == {"broken": "RuntimeError: no eyes"}
+    assert measured.scores.keys() == measured.windows.keys() == {"brightness"}
+
+
+def test_both_verdicts_of_the_demo_see_what_a_clip_shows_and_what_it_does_not():
+    for metric, name in ((checker_metric, "checker"), (JudgeMetric(load_judge()), "judge")):
+        right = metric(frames_of(45), PROMPT, 16.0)
+        assert right[name] == 1 and right[f"{name}.motion"] == 1
+        wrong = metric(frames_of(45), PROMPT.replace("circle", "cross"), 16.0)
+        assert wrong[name] == 0 and wrong[f"{name}.shape"] == 0 and wrong[f"{name}.color"] == 1
+
+
+def test_a_metric_is_loaded_from_a_folder_or_by_the_name_of_its_class(tmp_path):
+    folder = save_reward(videoalign_reward(), tmp_path / "videoalign")
+    for description in (f"quality={folder}", "quality=TemporalFlickerReward"):
+        name, metric = load_metric(description, torch.device("cpu"))
+        assert name == "quality" and "quality" in metric(frames_of(33), "words", 16.0)
+    known = load_metric("sharp=here", torch.device("cpu"), {"here": SharpnessReward()})[1]
+    assert known(frames_of(9), "", 16.0).keys() == {"sharp"}
+    for description, message in (("=x", "NAME=FOLDER"), ("a=CLIPScoreReward", "needs a model"), ("a=there", "there")):
+        with pytest.raises((ValueError, OSError), match=message):
+            load_metric(description, torch.device("cpu"))

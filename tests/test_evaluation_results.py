@@ -1,0 +1,256 @@
+"""Rows, the run that makes them, and the tables made from them."""
+
+import gzip
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import brightness, contrast
+
+from stream_t1.demo import load_pipeline
+from stream_t1.demo.evaluation.metrics import RewardMetric
+from stream_t1.demo.evaluation.report import SuiteRows, all_tables, write_report
+from stream_t1.demo.evaluation.results import (
+    Job,
+    append_row,
+    differing_rows,
+    finished_jobs,
+    keep_configuration,
+    new_row,
+    read_rows,
+)
+from stream_t1.demo.evaluation.running import Evaluation, fingerprint, share_of
+from stream_t1.demo.evaluation.statistics import difference, estimate
+from stream_t1.demo.evaluation.suites import FIRST_SEED, Suite, comparison, demo_suites, demo_tasks
+
+TASKS = (("a red circle", 1), ("a blue cross", 2), ("a green triangle", 3))
+SUITE = Suite("small", (("single", 4), ("full", 8)), TASKS, num_frames=33)
+
+
+class OneProcess:
+    """What `accelerate.PartialState` says of one process of several."""
+
+    def __init__(self, process_index=0, num_processes=1):
+        self.process_index, self.num_processes = process_index, num_processes
+        self.is_main_process = process_index == 0
+
+    def wait_for_everyone(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def evaluation(pipe):
+    metrics = {"brightness": RewardMetric("brightness", brightness), "contrast": RewardMetric("contrast", contrast)}
+    return Evaluation(pipe, metrics, ("brightness",), 64, 64)
+
+
+def without_seconds(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_a_killed_run_goes_on_and_has_the_rows_of_a_whole_one(evaluation, tmp_path):
+    jobs = SUITE.jobs()
+    evaluation.run(tmp_path / "whole", jobs, OneProcess())
+    whole = (tmp_path / "whole" / "rows-0.jsonl").read_text()
+    assert len(whole.splitlines()) == 6
+
+    keep_configuration(tmp_path / "killed", evaluation.configuration())
+    cut = whole.splitlines(keepends=True)[0] + whole.splitlines()[1][:70]
+    (tmp_path / "killed" / "rows-0.jsonl").write_text(cut)
+    assert len(read_rows([tmp_path / "killed"])) == 1
+    evaluation.run(tmp_path / "killed", jobs, OneProcess())
+    assert len((tmp_path / "killed" / "rows-0.jsonl").read_text().splitlines()) == 7
+    rows = [read_rows([tmp_path / name]) for name in ("whole", "killed")]
+    assert without_seconds(rows[0]) == without_seconds(rows[1]) and len(rows[0]) == 6
+    assert differing_rows(*rows) == []
+
+    path = tmp_path / "whole" / "rows-0.jsonl"
+    (tmp_path / "whole" / "rows-0.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert read_rows([tmp_path / "whole"]) == rows[0]
+
+
+def test_processes_share_the_tasks_and_whole_tasks_at_that():
+    jobs = SUITE.jobs() + SUITE.jobs()[:1]  # suites have tasks in common
+    shares = [share_of(jobs, index, 2) for index in range(2)]
+    assert [len(share) for share in shares] == [4, 2] and {*shares[0], *shares[1]} == set(jobs)
+    assert not {job.task for job in shares[0]} & {job.task for job in shares[1]}
+
+
+def test_a_reward_that_fails_on_one_video_costs_that_video_and_the_table_counts_it(pipe, tmp_path, caplog):
+    def blind_to_crosses(frames, prompt, fps):
+        if "cross" in prompt[0]:
+            raise RuntimeError("no eyes for crosses")
+        return brightness(frames, prompt, fps)
+
+    evaluation = Evaluation(pipe, {"seen": RewardMetric("seen", blind_to_crosses)}, ("seen",), 64, 64)
+    evaluation.run(tmp_path, SUITE.jobs(), OneProcess())
+    rows = read_rows([tmp_path])
+    assert "no eyes for crosses" in caplog.text
+    assert [bool(row["problems"]) for row in rows] == [False, False, True, True, False, False]
+    table = all_tables(SuiteRows(SUITE, rows), ["seen"])["Scores"]
+    assert "| single | 4 | 3 | 1 |" in table and "| full | 8 | 3 | 1 |" in table
+
+
+def test_a_video_that_cannot_be_made_is_named_tried_again_and_counted(evaluation, tmp_path, monkeypatch, caplog):
+    make_one = Evaluation.video
+
+    def fail(self, job):
+        if job.seed == 2:
+            raise ValueError("no room")
+        return make_one(self, job)
+
+    suite = replace(SUITE, entries=SUITE.entries[:1])
+    monkeypatch.setattr(Evaluation, "video", fail)
+    assert evaluation.run(tmp_path, suite.jobs(), OneProcess()) == 1
+    rows = read_rows([tmp_path])
+    assert "no room" in caplog.text and [row["error"] for row in rows] == [None, "ValueError: no room", None]
+    assert "| single | 4 | 2 | 1 |" in all_tables(SuiteRows(suite, rows), ["brightness"])["Scores"]
+    assert finished_jobs(rows) == {job for job in suite.jobs() if job.seed != 2}
+    monkeypatch.setattr(Evaluation, "video", make_one)
+    assert evaluation.run(tmp_path, suite.jobs(), OneProcess()) == 0
+    assert [row["error"] for row in read_rows([tmp_path])] == [None, None, None]
+
+
+def test_results_of_another_configuration_are_refused_and_say_what_differs(evaluation, tmp_path):
+    keep_configuration(tmp_path, evaluation.configuration())
+    other = replace(evaluation, height=128)
+    with pytest.raises(ValueError, match="another configuration: `height` is 64 there, 128 here"):
+        other.run(tmp_path, SUITE.jobs(), OneProcess())
+    assert not list(tmp_path.glob("rows-*"))
+
+
+def test_a_merged_folder_of_another_configuration_is_named_and_the_rest_goes_on(tmp_path, caplog):
+    for name, height in (("a", 64), ("b", 128), ("c", 64)):
+        keep_configuration(tmp_path / name, {"height": height, "made_with": {"device": name}})
+        append_row(tmp_path / name / "rows-0.jsonl", new_row(Job("single", 4, name, 0, 33)))
+    rows = read_rows([tmp_path / name for name in "abc"])
+    assert [row["prompt"] for row in rows] == ["a", "c"]
+    assert "`height` is 128 there, 64 here" in caplog.text
+    with pytest.raises(ValueError, match="no results that can be read"):
+        read_rows([tmp_path])
+
+
+def test_a_line_that_is_no_row_is_named_and_left_out(tmp_path, caplog):
+    keep_configuration(tmp_path, {})
+    path = tmp_path / "rows-3.jsonl"
+    append_row(path, new_row(Job("single", 4, "a", 0, 33), seconds=1.23456789))
+    with path.open("a") as file:
+        file.write('[1]\n{"method": "single"}\n{"method": "sin')
+    append_row(path, new_row(Job("single", 4, "b", 0, 33)))
+    assert [(row["prompt"], row["seconds"]) for row in read_rows([tmp_path])] == [("a", 1.2346), ("b", None)]
+    assert [f"line {number}" in caplog.text for number in range(1, 6)] == [False, True, True, True, False]
+
+
+def test_rows_that_differ_are_found():
+    job, other = Job("single", 4, "a", 0, 33), Job("full", 8, "a", 0, 33)
+    rows = [new_row(job, frames_sha256="1", seconds=1.0), new_row(other, frames_sha256="2", seconds=1.0)]
+    kept = [new_row(job, frames_sha256="1", seconds=2.0), new_row(other, frames_sha256="3", seconds=1.0)]
+    assert differing_rows(rows, kept) == [other]
+
+
+def test_a_fingerprint_is_of_every_weight_tensor(toy_models):
+    transformer, _ = toy_models
+    before = fingerprint(transformer)
+    assert before == fingerprint(transformer)
+    weight = transformer.blocks[1].ffn.net[2].bias
+    with torch.no_grad():
+        weight[0] += 1
+        assert fingerprint(transformer) != before
+        weight[0] -= 1
+
+
+def test_means_are_of_videos_and_intervals_of_prompts():
+    values, groups = [0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"]
+    found = estimate(values, groups)
+    assert (found.mean, found.count) == (0.25, 4)
+    assert (found.low, found.high) == (0.0, 1.0)  # two prompts: a redrawing has only one of them half of the time
+    assert estimate([0.5] * 4, groups).low == estimate([0.5] * 4, groups).high == 0.5
+
+
+def test_the_sign_test_counts_prompts_and_not_videos():
+    many = difference([1.0] * 20, [0.0] * 20, list(range(20)))
+    assert many.mean == 1 and many.p < 0.001
+    one = difference([1.0] * 20, [0.0] * 20, ["same"] * 20)
+    assert one.mean == 1 and one.p == 1.0
+    three = difference([1.0, 1.0, 1.0], [0.0] * 3, [1, 2, 3])
+    assert three.p == pytest.approx(0.25, abs=0.02)  # two of the eight sign patterns lie as far from 0
+    assert difference([1.0, 0.0], [0.0, 1.0], [1, 2]).p == 1.0
+
+
+def fabricated_rows():
+    scores = {"single": (0.0, 0.0, 1.0), "full": (1.0, 0.0, 1.0)}
+    costs = {"forwards": 12, "clean_passes": 2, "latents_decoded": 9, "frames_scored": 0}
+    return [
+        new_row(
+            job,
+            scores={"judge": scores[job.method][job.seed - 1], "judge.shape": 0.5, "reward": float(job.seed)},
+            windows={"judge": [0.0, 1.0]},
+            cost=costs,
+            search={"spread": [0.5, 0.25]} if job.method == "full" else {},
+            seconds=float(job.seed),
+        )
+        for job in SUITE.jobs()
+    ]
+
+
+def test_tables_say_what_the_rows_say(tmp_path):
+    tables = all_tables(SuiteRows(SUITE, fabricated_rows()), ["judge"])
+    assert "| single | 4 | 3 | 0 | 0.333 [0.000, 1.000] |  |  |" in tables["Scores"]
+    assert "| full | 8 | 3 | 0 | 0.667 [0.000, 1.000] | +0.333 [+0.000, +1.000] | 1.0000 |" in tables["Scores"]
+    assert "| full | 8 | 12 | 2 | 9 | 0 | 2.00 |" in tables["Cost of a video"]
+    assert "| full | 8 | 0.500 | 0.250 |" in tables["Spread of the candidates' scores by chunk"]
+    assert "| single | 4 | 0.500 |" in tables["Parts of judge"]
+    assert "| reward | 1.000 |" in next(tables[title] for title in tables if "orders as" in title)
+    assert not any("step" in title or "budget" in title or " by shape" in title for title in tables)
+    by_shape = all_tables(SuiteRows(replace(SUITE, groupings=("shape",)), fabricated_rows()), ["judge"])
+    assert "| circle | 1 | 0.000 | 1.000 |" in by_shape["Full and single by shape"]
+    path = write_report(SUITE, fabricated_rows(), ["judge"], tmp_path)
+    assert tables["Scores"] in path.read_text() and (tmp_path / "small-chunks.png").stat().st_size > 5000
+
+
+def test_steps_and_budgets_are_compared_pair_by_pair(tmp_path):
+    entries = tuple((name, budget) for name in ("best-of-chunks", "beam") for budget in (8, 16, 32))
+    suite = Suite("steps", entries, TASKS, baseline=("beam", 8))
+    cost = dict.fromkeys(("forwards", "clean_passes", "latents_decoded", "frames_scored"), 1)
+    rows = [
+        new_row(job, scores={"judge": float(job.method == "beam" and job.budget > 8)}, cost=cost, seconds=1.0)
+        for job in suite.jobs()
+    ]
+    tables = all_tables(SuiteRows(suite, rows), ["judge"])
+    assert "| beam, 16 | best-of-chunks, 16 | +1.000 [+1.000, +1.000] | 0.2" in tables["What each step adds"]
+    assert "| beam, 8 | best-of-chunks, 8 | +0.000 [+0.000, +0.000] | 1.0000 |" in tables["What each step adds"]
+    assert "| beam, 32 | beam, 8 | +1.000" in tables["What a larger budget adds"]
+    write_report(suite, rows, ["judge"], tmp_path)
+    assert (tmp_path / "steps-forwards.png").stat().st_size > 5000
+
+
+def test_the_demos_suites_count_the_same_held_out_prompts_from_the_first():
+    suites = demo_suites()
+    for suite in suites.values():
+        suite.check(num_steps=4)
+        assert suite.tasks == demo_tasks(300)[: len(suite.tasks)] and suite.baseline in suite.entries
+    assert len(suites["main"].tasks) == len(set(suites["main"].tasks)) == 300
+    assert len({prompt for prompt, _ in suites["main"].tasks}) == 48
+    assert min(seed for _, seed in suites["main"].tasks) == FIRST_SEED
+    assert {budget for _, budget in suites["budgets"].entries} == {4, 8, 16, 32}
+
+
+def test_a_file_of_prompts_makes_a_comparison_and_empty_lines_are_missing_prompts(tmp_path, caplog):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\n\na dog\na cat\n\n")
+    suite = comparison(["single", "full"], [8, 16], path, num_seeds=2, num_frames=33, num_steps=4)
+    assert suite.entries == (("single", 4), ("full", 8), ("full", 16)) and suite.baseline == ("single", 4)
+    assert suite.tasks == (("a cat", 0), ("a cat", 1), ("a dog", 0), ("a dog", 1)) and suite.num_lost == 2
+    assert "line 2 is empty" in caplog.text
+    assert "| single | 4 | 0 | 6 |" in all_tables(SuiteRows(suite, []), ["judge"])["Scores"]
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="no prompts"):
+        comparison(["single"], [4], path, num_seeds=1, num_frames=33, num_steps=4)
