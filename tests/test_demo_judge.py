@@ -1,10 +1,13 @@
 """The learnt verdict: what it reads, what it answers, and that it never depends on where things are."""
 
+import json
+
 import pytest
 import torch
 
-from stream_t1.demo.clips import Caption
-from stream_t1.demo.judge import Judge, Reading
+from stream_t1.demo.clips import ATTRIBUTES, SHAPES, Caption, all_captions, draw_clips, held_out_captions
+from stream_t1.demo.judge import JUDGE, Judge, Reading, load_judge
+from stream_t1.demo.outlines import blob, clips_of, melted, other_shape
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +71,33 @@ def test_other_sizes_are_resized(untrained):
 def test_too_few_frames_and_other_axes_are_refused(untrained, shape):
     with pytest.raises(ValueError, match="F >= 33"):
         untrained.read(torch.rand(shape))
+
+
+def test_the_shipped_judge_is_small_and_reads_clips_as_they_were_drawn():
+    judge = load_judge()
+    assert sum(weight.numel() for weight in judge.parameters()) < 300_000
+    captions = all_captions()[::12]
+    readings = [judge.read(clip.frames / 255) for clip in draw_clips(captions, 45, seed=7_000_000)]
+    followed = [read.follows(c, name) for read, c in zip(readings, captions, strict=True) for name in ATTRIBUTES]
+    assert sum(followed) >= 47  # of 48
+    right, wrong = (
+        torch.cat([read.probability(c) for read, c in zip(readings, said, strict=True)]).mean()
+        for said in (captions, captions[1:] + captions[:1])
+    )
+    assert right > 0.8 and wrong < 0.1
+
+
+@pytest.mark.parametrize("outline", [blob, melted, other_shape], ids=lambda outline: outline.__name__)
+def test_the_shipped_judge_calls_other_objects_neither(outline):
+    judge = load_judge()
+    videos = clips_of(held_out_captions(8), outline, 45, seed=7_000_000)
+    assert sum(judge.read(video).answer("shape") is None for video in videos) >= 7
+
+
+def test_the_kept_figures_are_of_this_world_and_reach_what_is_promised():
+    kept = json.loads((JUDGE / "judge.json").read_text())
+    shares = {name: values["balanced_accuracy"] for name, values in kept["sets"].items()}
+    assert set(kept["sets"]["clean"]["confusion"]["shape"]) == set(SHAPES)
+    assert all(share >= 0.98 for share in shares["reconstructed"].values())
+    assert all(share >= 0.9 for share in shares["captions not held out"].values())
+    assert min(shares[name]["shape"] for name in ("blobs", "other shapes")) >= 0.95
