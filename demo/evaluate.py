@@ -120,9 +120,15 @@ def load_demo(options: argparse.Namespace, device: torch.device) -> Evaluation:
     pipe = load_pipeline(options.model)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
-    verdicts = {"judge": JudgeMetric(load_judge()), "checker": checker_metric}
-    size = pipe.config.default_height, pipe.config.default_width
-    return Evaluation(pipe, {**verdicts, **searched_rewards(pipe)}, tuple(verdicts), *size)
+    seen = {"judge": JudgeMetric(load_judge()), "checker": checker_metric}
+    return Evaluation(
+        pipe,
+        {**seen, **searched_rewards(pipe)},
+        in_windows=tuple(seen),
+        verdicts=tuple(f"{name}.lowest" for name in seen),  # a video is right when it is so throughout
+        height=pipe.config.default_height,
+        width=pipe.config.default_width,
+    )
 
 
 def load_evaluation(options: argparse.Namespace, device: torch.device) -> Evaluation:
@@ -137,7 +143,7 @@ def load_evaluation(options: argparse.Namespace, device: torch.device) -> Evalua
     metrics = dict(load_metric(description, device, loaded) for description in options.metric)
     metrics = metrics or searched_rewards(pipe)
     height, width = options.height or pipe.config.default_height, options.width or pipe.config.default_width
-    return Evaluation(pipe, metrics, tuple(metrics), height, width)
+    return Evaluation(pipe, metrics, tuple(metrics), tuple(metrics), height, width)
 
 
 def searched_rewards(pipe: StreamT1Pipeline) -> dict[str, Metric]:

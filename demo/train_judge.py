@@ -37,8 +37,8 @@ FIRST_SEED = 5_000_000  # far from those of every other set of clips
 class JudgeSettings:
     """How long and on what the judge is trained."""
 
-    num_clips: int = 500  # through the VAE
-    num_steps: int = 900
+    num_clips: int = 1200  # through the VAE
+    num_steps: int = 1800
     batch_windows: int = 32
     matrix_learning_rate: float = 1e-2  # Muon
     learning_rate: float = 1e-2  # AdamW

@@ -154,7 +154,8 @@ def test_the_example_of_a_reward_finds_what_it_searches():
 def test_the_example_that_watches_other_rewards_records_every_chunk():
     found = load_example("search_one_watch_others").main()
     assert found.keys() >= {"motion.smooth", "motion.steady_size", "legibility", "sharpness", "seam"}
-    assert all(len(scores) == 5 and len(set(scores)) > 1 for scores in found.values())
+    assert all(len(scores) == 5 for scores in found.values())
+    assert all(len(set(scores)) > 1 or min(scores) > 0.999 for scores in found.values())  # some can't be better
     assert found["searched"] == pytest.approx(found["motion.motion"])  # the reward's own number, not a fused one
 
 

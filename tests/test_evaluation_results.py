@@ -48,7 +48,7 @@ def pipe():
 @pytest.fixture
 def evaluation(pipe):
     metrics = {"brightness": RewardMetric("brightness", brightness), "contrast": RewardMetric("contrast", contrast)}
-    return Evaluation(pipe, metrics, ("brightness",), 64, 64)
+    return Evaluation(pipe, metrics, ("brightness",), ("brightness",), 64, 64)
 
 
 def without_seconds(rows):
@@ -90,7 +90,7 @@ def test_a_reward_that_fails_on_one_video_costs_that_video_and_the_table_counts_
             raise RuntimeError("no eyes for crosses")
         return brightness(frames, prompt, fps)
 
-    evaluation = Evaluation(pipe, {"seen": RewardMetric("seen", blind_to_crosses)}, ("seen",), 64, 64)
+    evaluation = Evaluation(pipe, {"seen": RewardMetric("seen", blind_to_crosses)}, ("seen",), ("seen",), 64, 64)
     evaluation.run(tmp_path, SUITE.jobs(), OneProcess())
     rows = read_rows([tmp_path])
     assert "no eyes for crosses" in caplog.text

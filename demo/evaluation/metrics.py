@@ -1,7 +1,7 @@
 """What is measured of a finished video: by rewards, and for the demo by its two verdicts. None of it guides a search.
 
 A metric takes frames (F, 3, H, W) uint8, the prompt and the frames per second, and gives numbers by name; one has the
-metric's own name. Verdicts, which methods are compared by, are also taken of the last three chunks at every chunk.
+metric's own name. Some are also taken in windows, of the last three chunks at every chunk.
 
 Axes: F frames, H height, W width.
 """
@@ -27,7 +27,7 @@ class Measurement:
     """All metrics of one video."""
 
     scores: dict[str, float] = field(default_factory=dict)
-    windows: dict[str, list[float]] = field(default_factory=dict)  # verdict to one number per window
+    windows: dict[str, list[float]] = field(default_factory=dict)  # metric to one number per window
     problems: dict[str, str] = field(default_factory=dict)  # metric to why it has no number
 
 
@@ -38,14 +38,15 @@ def measure(
     fps: float,
     *,
     chunk_frames: int,
-    verdicts: Container[str],
+    in_windows: Container[str],
 ) -> Measurement:
     """What the metrics say of a video. One that fails is named, the others go on.
 
     Args:
         frames: (F, 3, H, W) uint8.
         chunk_frames: frames of every chunk but the first, which has 3 fewer.
-        verdicts: metrics that are taken in windows too; of the others nothing but the score is kept.
+        in_windows: metrics that are taken in windows too, and "NAME.lowest" is the lowest of these. Of the others
+            nothing but their own number is kept.
     """
     measurement = Measurement()
     length = WINDOW_CHUNKS * chunk_frames - 3
@@ -53,10 +54,13 @@ def measure(
     for name, metric in metrics.items():
         try:
             scores = metric(frames, prompt, fps)
-            measurement.scores |= scores if name in verdicts else {name: scores[name]}
-            if name in verdicts:
-                windows = [frames[begin : begin + length] for begin in begins]
-                measurement.windows[name] = [metric(window, prompt, fps)[name] for window in windows]
+            if name not in in_windows:
+                measurement.scores[name] = scores[name]
+                continue
+            windows = [metric(frames[begin : begin + length], prompt, fps)[name] for begin in begins]
+            lowest = {f"{name}.lowest": min(windows)} if windows else {}
+            measurement.scores |= scores | lowest
+            measurement.windows[name] = windows
         except Exception as error:  # foreign code: whatever it raises must cost one number, not the evaluation
             measurement.problems[name] = f"{type(error).__name__}: {error}"
     return measurement

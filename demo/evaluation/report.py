@@ -24,6 +24,7 @@ STEPS_OF_THE_METHOD = (
     ("full", "beam+memory"),
     ("full", "beam+noise"),
 )
+LOWEST = ".lowest"  # of the windows; a curve is of the windows themselves
 COSTS = ("forwards", "clean_passes", "latents_decoded", "frames_scored")
 
 
@@ -165,9 +166,9 @@ def group_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
 def agreement_table(found: SuiteRows, verdicts: Sequence[str]) -> str:
     """Of the pairs of which a verdict finds one better, the share that a reward orders alike; 0.5 is blind."""
     baseline, lines = found.suite.baseline, []
-    owned = tuple(f"{verdict}." for verdict in verdicts)
+    metrics = {verdict.removesuffix(LOWEST) for verdict in verdicts}
     for name in found.score_names():
-        if name in verdicts or name.startswith(owned):
+        if name.split(".")[0] in metrics:
             continue
         cells = [name]
         for verdict in verdicts:
@@ -195,9 +196,10 @@ def cost_table(found: SuiteRows) -> str:
 def part_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
     """Means of all other scores: a table for every verdict, and one for what is no verdict."""
     titles: dict[str, list[str]] = {}
+    metrics = {verdict.removesuffix(LOWEST) for verdict in verdicts}
     for name in found.score_names():
         if name not in verdicts:
-            owner = next((verdict for verdict in verdicts if name.startswith(f"{verdict}.")), None)
+            owner = name.split(".")[0] if name.split(".")[0] in metrics else None
             titles.setdefault(f"Parts of {owner}" if owner else "Other scores", []).append(name)
     tables = {}
     for title, names in titles.items():
@@ -254,13 +256,15 @@ def draw_chunks(found: SuiteRows, verdicts: Sequence[str], path: Path) -> None:
 
     def draw(axis: object, name: str) -> None:
         for method, budget in found.suite.entries:
-            curve = found.curve((method, budget), name)
+            curve = found.curve((method, budget), name.removesuffix(LOWEST))
             chunks = range(WINDOW_CHUNKS - 1, WINDOW_CHUNKS - 1 + len(curve))
             if curve:
                 (line,) = axis.plot(chunks, [point.mean for point in curve], label=f"{method}, {budget}")
                 low, high = [point.low for point in curve], [point.high for point in curve]
                 axis.fill_between(chunks, low, high, color=line.get_color(), alpha=0.08)
-        axis.set(title=name, xlabel="last chunk of the window", ylabel="mean over videos, 95% interval")
+        axis.set(
+            title=name.removesuffix(LOWEST), xlabel="last chunk of the window", ylabel="mean over videos, 95% interval"
+        )
 
     _draw(verdicts, draw, path)
 
@@ -271,7 +275,8 @@ def _draw(verdicts: Sequence[str], draw: Callable[[object, str], None], path: Pa
     figure, axes = pyplot.subplots(1, len(verdicts), figsize=(6 * len(verdicts) + 2, 4.5), squeeze=False)
     for axis, name in zip(axes[0], verdicts, strict=True):
         draw(axis, name)
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize="small")
+    if axes[0, -1].get_legend_handles_labels()[0]:
+        axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     pyplot.close(figure)

@@ -26,7 +26,8 @@ class Evaluation:
 
     pipe: StreamT1Pipeline
     metrics: dict[str, Metric]
-    verdicts: tuple[str, ...]  # the metrics that methods are compared by; the others are there to explain
+    in_windows: tuple[str, ...]  # the metrics that are taken in windows too
+    verdicts: tuple[str, ...]  # the scores that methods are compared by; the others are there to explain
     height: int
     width: int
 
@@ -45,6 +46,7 @@ class Evaluation:
             "shift": pipe.scheduler.config.shift,
             **rewards,
             "metrics": {name: _describe(getattr(metric, "scorer", metric)) for name, metric in self.metrics.items()},
+            "in_windows": list(self.in_windows),
             "verdicts": list(self.verdicts),
             SURROUNDINGS: {
                 "version": __version__,
@@ -96,7 +98,7 @@ class Evaluation:
         seconds = time.perf_counter() - begin
         fps, chunk_frames = self.pipe.config.fps, self.pipe.config.chunk_frames * self.pipe.geometry.temporal_factor
         measured = measure(
-            self.metrics, video.frames, job.prompt, fps, chunk_frames=chunk_frames, verdicts=self.verdicts
+            self.metrics, video.frames, job.prompt, fps, chunk_frames=chunk_frames, in_windows=self.in_windows
         )
         for name, problem in measured.problems.items():
             logger.warning(f"{job} has no {name}, {problem}")
