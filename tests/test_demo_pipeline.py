@@ -162,3 +162,9 @@ def test_the_example_that_watches_other_rewards_records_every_chunk():
 def test_the_example_of_a_memory_policy_keeps_sinks():
     sinks = load_example("own_memory_policy").main()
     assert sinks[0] == 0 and all(sink % 3 == 0 for sink in sinks)
+
+
+def test_the_example_of_what_makes_candidates_differ_finds_the_later_draws():
+    found = load_example("what_makes_candidates_differ").main(num_prompts=2)
+    assert 0 < found["the initial noise"] < 0.2 * found["everything"]
+    assert found["the later draws"] > 0.8 * found["everything"]
