@@ -2,9 +2,9 @@
 
     python examples/what_makes_candidates_differ.py
 
-A few-step sampler adds fresh noise after every step but the last. Candidates of first chunks are made here that share
-all draws but the initial noise, all but these later ones, or none, and the variance of their latents is compared. Where
-nearly all of it comes from the later draws, correlating initial noises changes little, whatever the beta.
+A few-step sampler adds fresh noise after every step but the last. Here first chunks are made that differ in all draws,
+in the initial noise alone, or in the later draws alone, and the variance of their latents is compared. Where nearly
+all of it comes from the later draws, correlating initial noises changes little, whatever the beta.
 """
 
 import torch
