@@ -1,10 +1,12 @@
 """The learnt verdict: what it reads, what it answers, and that it never depends on where things are."""
 
+import hashlib
 import json
 
 import pytest
 import torch
 
+from stream_t1.demo import CHECKPOINT
 from stream_t1.demo.clips import ATTRIBUTES, SHAPES, Caption, all_captions, draw_clips, held_out_captions
 from stream_t1.demo.judge import JUDGE, Judge, Reading, load_judge
 from stream_t1.demo.outlines import blob, clips_of, melted, other_shape
@@ -94,8 +96,10 @@ def test_the_shipped_judge_calls_other_objects_neither(outline):
     assert sum(judge.read(video).answer("shape") is None for video in videos) >= 7
 
 
-def test_the_kept_figures_are_of_this_world_and_reach_what_is_promised():
+def test_the_kept_figures_are_of_this_world_and_this_vae_and_reach_what_is_promised():
     kept = json.loads((JUDGE / "judge.json").read_text())
+    vae = (CHECKPOINT / "vae/diffusion_pytorch_model.safetensors").read_bytes()
+    assert kept["training"]["vae_sha256"] == hashlib.sha256(vae).hexdigest()
     shares = {name: values["balanced_accuracy"] for name, values in kept["sets"].items()}
     assert set(kept["sets"]["clean"]["confusion"]["shape"]) == set(SHAPES)
     assert all(share >= 0.98 for share in shares["reconstructed"].values())
