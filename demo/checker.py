@@ -14,7 +14,7 @@ from functools import cache
 
 import torch
 
-from .clips import BACKGROUNDS, COLORS, DIRECTIONS, FRAME_PIXELS, SHAPES, Caption, shape_coverage
+from .clips import BACKGROUNDS, COLORS, DIRECTIONS, FRAME_PIXELS, SHAPES, Sight, shape_coverage
 
 MIN_FRAMES = 9
 VELOCITY_LAG = 8  # frames; two latent frames
@@ -28,7 +28,7 @@ MIN_SHAPE_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Sight):
     """What was seen; None where nothing is clear enough to name."""
 
     shape: str | None
@@ -40,13 +40,7 @@ class Verdict:
     jitter: float  # mean second difference of the centre, pixels
 
     def answer(self, attribute: str) -> str | None:
-        """The value that was seen, None for neither of them."""
         return getattr(self, attribute)
-
-    def follows(self, caption: Caption, attribute: str) -> bool:
-        """Whether this attribute is as the caption says; what a caption leaves open is always followed."""
-        wanted = getattr(caption, attribute)
-        return wanted is None or self.answer(attribute) == wanted
 
 
 @dataclass(frozen=True, eq=False)

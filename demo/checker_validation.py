@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,9 +22,8 @@ from diffusers import AutoencoderKLWan
 from torch.nn import functional
 
 from . import CHECKPOINT
-from .checker import Verdict, check
-from .clips import ATTRIBUTES, SHAPES, VALUES, Caption, draw_clips, held_out_captions
-from .judge import Reading
+from .checker import check
+from .clips import SHAPES, VALUES, Caption, Sight, draw_clips, held_out_captions
 from .latents import decode_latents, encode_captions, repeat_captions
 from .outlines import bent, blob, clips_of, melted, other_shape, wobbly
 
@@ -33,7 +32,7 @@ RESULTS = Path(__file__).parent / "checker_validation.json"
 LABELS = Path(__file__).parent / "generated_labels.json"
 NUM_FRAMES = 45
 
-Look = Callable[[torch.Tensor], Verdict | Reading]  # at one video (F, 3, H, W)
+Look = Callable[[torch.Tensor], Sight]  # at one video (F, 3, H, W)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +67,20 @@ def known_clips(vae: AutoencoderKLWan, captions: Sequence[Caption], seed: int) -
 
 def confusion(clips: KnownClips, look: Look) -> dict[str, dict]:
     """Per attribute: for every true value, how often each verdict was given."""
-    verdicts = [look(video) for video in clips.videos]
-    matrices = {}
-    for name in ATTRIBUTES:
-        answers = (*VALUES[name], NEITHER)
-        hidden = name == "shape" and not clips.has_shape
-        truths = [NEITHER if hidden else getattr(caption, name) for caption in clips.captions]
-        matrices[name] = count_answers(truths, [verdict.answer(name) or NEITHER for verdict in verdicts], answers)
-    return matrices
+    truths = clips.captions if clips.has_shape else [replace(caption, shape=None) for caption in clips.captions]
+    return count_sights([look(video) for video in clips.videos], truths)
+
+
+def count_sights(sights: Sequence[Sight], truths: Sequence[Caption]) -> dict[str, dict]:
+    """`confusion` of what was seen already; a truth that is left open is "neither"."""
+    return {
+        name: count_answers(
+            [getattr(truth, name) or NEITHER for truth in truths],
+            [sight.answer(name) or NEITHER for sight in sights],
+            (*values, NEITHER),
+        )
+        for name, values in VALUES.items()
+    }
 
 
 def generated_confusion(folder: Path, labels: dict, look: Look) -> dict[str, dict[str, int]]:

@@ -82,6 +82,19 @@ class Caption:
         return " ".join(word for word in words if word)
 
 
+class Sight:
+    """What somebody sees in a video; a subclass says what it answers."""
+
+    def answer(self, attribute: str) -> str | None:
+        """The value that was seen, None for none of those that have a name."""
+        raise NotImplementedError
+
+    def follows(self, caption: Caption, attribute: str) -> bool:
+        """Whether this attribute is as the caption says; what a caption leaves open is always followed."""
+        wanted = getattr(caption, attribute)
+        return wanted is None or self.answer(attribute) == wanted
+
+
 @dataclass(frozen=True, eq=False)
 class Clip:
     """One clip as it was drawn, with what the caption leaves open."""

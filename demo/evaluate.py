@@ -20,9 +20,9 @@ from accelerate import PartialState
 from ..__main__ import load_model
 from ..pipeline_stream_t1 import StreamT1Pipeline
 from . import CHECKPOINT, load_pipeline
-from .card import draw_contact_sheet
-from .evaluation.methods import METHODS
-from .evaluation.metrics import JudgeMetric, Metric, RewardMetric, checker_metric, load_metric
+from .card import draw_contact_sheet, load_pyplot
+from .evaluation.methods import METHODS, find_method
+from .evaluation.metrics import JudgeMetric, Metric, RewardMetric, checker_metric, load_metrics
 from .evaluation.report import write_report
 from .evaluation.results import SURROUNDINGS, Job, Row, check_same, differing_rows, read_configuration, read_rows
 from .evaluation.running import Evaluation
@@ -34,9 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
+        check_options(parser, options)
+        load_pyplot()  # not when all videos are made
         # Processes meet only when all are done, and the first may wait for the last for hours.
         run(options, PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7)))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted; the same command goes on\n")
@@ -54,38 +56,73 @@ def build_parser() -> argparse.ArgumentParser:
         "--merge", type=Path, action="append", default=[], metavar="FOLDER", help="read these rows too, for the report"
     )
     parser.add_argument("--compare", type=Path, metavar="FOLDER", help="say which rows differ from those kept there")
+    parser.add_argument(
+        "--model", default=str(CHECKPOINT), help="folder or Hub id; without --prompts one of the demo's training"
+    )
+    parser.add_argument(
+        "--sheet", type=count, metavar="N", help="draw the first N videos of the first suite's first and last method"
+    )
     demo = parser.add_argument_group("the demo's comparisons")
     demo.add_argument("--suite", action="append", choices=list(demo_suites()), help="default: all, in this order")
-    demo.add_argument("--limit", type=int, help="the first so many prompts of a suite")
-    demo.add_argument(
-        "--sheet", type=int, default=0, metavar="N", help="draw single samples and full search side by side"
-    )
-    other = parser.add_argument_group("any model")
-    other.add_argument(
-        "--model", default=str(CHECKPOINT), help="folder or Hub id; without --prompts one of the demo's kind"
-    )
+    demo.add_argument("--limit", type=count, help="the first so many prompts of a suite")
+    other = parser.add_argument_group("a comparison on any model")
     other.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt in each line")
     other.add_argument("--image-reward", help="folder or Hub id of a converted reward")
     other.add_argument("--video-reward", help="likewise")
     other.add_argument(
         "--metric",
         action="append",
-        default=[],
         metavar="NAME=REWARD",
         help="measured of every video: a converted reward's folder or Hub id, a CLASS of stream_t1.rewards, or "
         "CLASS:MODEL; repeat for more; default: the searched rewards on whole videos",
     )
     other.add_argument(
-        "--methods", default="single,best-of-videos,best-of-chunks,full", help=f"of {', '.join(METHODS)}"
+        "--methods", type=names, default="single,best-of-videos,best-of-chunks,full", help=f"of {', '.join(METHODS)}"
     )
-    other.add_argument(
-        "--budgets", default="16", help="denoising forwards per chunk, as in 8,16; default: %(default)s"
-    )
-    other.add_argument("--num-seeds", type=int, default=1, help="videos of each prompt; default: %(default)s")
-    other.add_argument("--num-frames", type=int, default=NORMAL_FRAMES, help="default: %(default)s")
-    other.add_argument("--height", type=int, help="default: the model's")
-    other.add_argument("--width", type=int, help="default: the model's")
+    other.add_argument("--budgets", type=counts, default="16", help="denoising forwards per chunk, as in 8,16")
+    other.add_argument("--num-seeds", type=count, default=1, help="videos of each prompt; default: %(default)s")
+    other.add_argument("--num-frames", type=count, default=NORMAL_FRAMES, help="default: %(default)s")
+    other.add_argument("--height", type=count, help="default: the model's")
+    other.add_argument("--width", type=count, help="default: the model's")
     return parser
+
+
+def count(text: str) -> int:
+    """A whole number above 0, of an argument.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def names(text: str) -> list[str]:
+    """Of an argument that lists them with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def counts(text: str) -> list[int]:
+    """Whole numbers above 0, of an argument that lists them with commas."""
+    return [count(number) for number in names(text)]
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: an option would do nothing.
+    """
+    of_the_demo = ("suite", "limit")
+    of_others = ("image_reward", "video_reward", "metric", "methods", "budgets", "num_seeds", "num_frames")
+    idle = (*of_others, "height", "width") if options.prompts is None else of_the_demo
+    defaults = parser.parse_args(["--output", "unused"])
+    given = [f"--{name.replace('_', '-')}" for name in idle if getattr(options, name) != getattr(defaults, name)]
+    if given:
+        wanted = (
+            "goes with --prompts" if options.prompts is None else "is of the demo's comparisons, without --prompts"
+        )
+        raise ValueError(f"{given[0]} {wanted}.")
 
 
 def run(options: argparse.Namespace, state: PartialState) -> None:
@@ -101,9 +138,11 @@ def run(options: argparse.Namespace, state: PartialState) -> None:
     kept = read_configuration(options.output) if evaluation is None else evaluation.configuration()
     suites = choose_suites(options, num_steps=len(kept["denoising_steps"]))
     if not options.report_only:
-        num_failed = evaluation.run(options.output, [job for suite in suites for job in suite.jobs()], state)
-        if num_failed:
-            print(f"{num_failed} videos failed; their rows say why, and the same command tries them again.")
+        num_unfinished = evaluation.run(options.output, [job for suite in suites for job in suite.jobs()], state)
+        if num_unfinished:
+            print(
+                f"{num_unfinished} videos lack something; their rows say what, and the same command tries them again."
+            )
     if not state.is_main_process:
         return
     rows = read_rows([options.output, *options.merge])
@@ -112,7 +151,7 @@ def run(options: argparse.Namespace, state: PartialState) -> None:
     if options.sheet:
         print(draw_pairs(evaluation, suites[0], rows, options.sheet, options.output))
     if options.compare is not None:
-        report_differences(options.output, rows, options.compare)
+        compare_rows(options.output, rows, options.compare)
 
 
 def load_demo(options: argparse.Namespace, device: torch.device) -> Evaluation:
@@ -140,8 +179,12 @@ def load_evaluation(options: argparse.Namespace, device: torch.device) -> Evalua
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
     loaded = {options.image_reward: pipe.image_reward, options.video_reward: pipe.video_reward}  # not in memory twice
-    metrics = dict(load_metric(description, device, loaded) for description in options.metric)
-    metrics = metrics or searched_rewards(pipe)
+    metrics = load_metrics(options.metric or (), device, loaded) or searched_rewards(pipe)
+    if not metrics:
+        raise ValueError("Nothing is measured of the videos; name a `--metric`, or a reward to search by.")
+    searching = [name for name in options.methods if find_method(name).has_rewards]
+    if searching and pipe.image_reward is pipe.video_reward is None:
+        raise ValueError(f"{searching[0]!r} needs a reward to search by; name `--image-reward` or `--video-reward`.")
     height, width = options.height or pipe.config.default_height, options.width or pipe.config.default_width
     return Evaluation(pipe, metrics, tuple(metrics), tuple(metrics), height, width)
 
@@ -159,11 +202,10 @@ def choose_suites(options: argparse.Namespace, num_steps: int) -> list[Suite]:
         ValueError: a method can't spend a budget, or there are no prompts.
     """
     if options.prompts is not None:
-        budgets = [int(budget) for budget in options.budgets.split(",")]
         return [
             comparison(
-                options.methods.split(","),
-                budgets,
+                options.methods,
+                options.budgets,
                 options.prompts,
                 num_seeds=options.num_seeds,
                 num_frames=options.num_frames,
@@ -178,14 +220,15 @@ def choose_suites(options: argparse.Namespace, num_steps: int) -> list[Suite]:
 
 
 def draw_pairs(evaluation: Evaluation, suite: Suite, rows: Sequence[Row], num_tasks: int, folder: Path) -> Path:
-    """A sheet of the suite's first tasks, not chosen ones: the baseline's video over that of the last method."""
+    """A sheet of the suite's first tasks, not chosen ones: the first method's video over that of the last."""
     known = {Job.of(row): row for row in rows}
     strips, titles = [], []
     for prompt, seed in suite.tasks[:num_tasks]:
-        for method, budget in (suite.baseline, suite.entries[-1]):
+        for method, budget in (suite.entries[0], suite.entries[-1]):
             job = Job(method, budget, prompt, seed, suite.num_frames)
             video, row = evaluation.video(job), known.get(job)
-            verdicts = "" if row is None else ", ".join(f"{n} {row['scores'][n]:g}" for n in row["windows"])
+            scores = {} if row is None else row["scores"]
+            verdicts = ", ".join(f"{name} {scores[name]:g}" for name in evaluation.verdicts if name in scores)
             strips.append(video.frames.float() / 255)
             titles.append(f"{prompt} | {method}: {verdicts}")
     path = folder / f"{suite.name}-sheet.png"
@@ -193,11 +236,11 @@ def draw_pairs(evaluation: Evaluation, suite: Suite, rows: Sequence[Row], num_ta
     return path
 
 
-def report_differences(folder: Path, rows: Sequence[Row], other: Path) -> None:
+def compare_rows(folder: Path, rows: Sequence[Row], other: Path) -> None:
     """Prints which rows are not those kept in another folder: none, where machine, versions and threads are the same.
 
     Raises:
-        ValueError: the other folder's rows are of another configuration.
+        ValueError: the other folder's rows are of another configuration, or of no job that is here, or some differ.
     """
     ours, theirs = read_configuration(folder), read_configuration(other)
     check_same(ours, theirs, other)
@@ -209,6 +252,8 @@ def report_differences(folder: Path, rows: Sequence[Row], other: Path) -> None:
     print(f"{len(shared)} videos are in both, {len(differing)} of them differ")
     for job in differing:
         print(f"  {job}")
+    if differing or not shared:
+        raise ValueError(f"The rows are not those of {other}.")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .clips import FRAME_PIXELS, VALUES, Caption
+from .clips import FRAME_PIXELS, VALUES, Caption, Sight
 
 JUDGE = Path(__file__).parent / "judge"
 WEIGHTS = "judge.safetensors"
@@ -27,7 +27,7 @@ INPUT_GAIN = 4.0  # so that neighbouring colours lie on different sides of the a
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Reading(Sight):
     """What the judge makes of a video, window by window."""
 
     probabilities: dict[str, torch.Tensor]  # per attribute (windows, values + 1); the last is "neither"
@@ -37,11 +37,6 @@ class Reading:
         index = int(self.probabilities[attribute].mean(dim=0).argmax())
         return (*VALUES[attribute], None)[index]
 
-    def follows(self, caption: Caption, attribute: str) -> bool:
-        """Whether this attribute is as the caption says; what a caption leaves open is always followed."""
-        wanted = getattr(caption, attribute)
-        return wanted is None or self.answer(attribute) == wanted
-
     def probability(self, caption: Caption) -> torch.Tensor:
         """Of every window (windows,), that all the caption says is so: the product over its attributes."""
         product = torch.ones(len(self.probabilities["shape"]))
@@ -50,6 +45,12 @@ class Reading:
             if wanted is not None:
                 product = product * self.probabilities[attribute][:, values.index(wanted)]
         return product
+
+
+def targets_of(truth: Caption) -> list[int]:
+    """The index of the right answer for every attribute, in the order of VALUES."""
+    said = ((getattr(truth, name), values) for name, values in VALUES.items())
+    return [len(values) if value is None else values.index(value) for value, values in said]
 
 
 class Judge(nn.Module):

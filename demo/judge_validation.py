@@ -18,9 +18,9 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from . import CHECKPOINT
-from .checker_validation import LABELS, NEITHER, NUM_FRAMES, count_answers, generated_confusion, measures, validate
+from .checker_validation import LABELS, NUM_FRAMES, count_sights, generated_confusion, measures, validate
 from .clips import VALUES, Caption, held_out_captions, train_captions
-from .judge import JUDGE, Judge, Reading, load_judge
+from .judge import JUDGE, Judge, Reading, load_judge, targets_of
 from .judge_clips import ODDITIES, draw_labelled_clip, draw_oddities, reconstruct
 from .latents import repeat_captions
 
@@ -39,18 +39,20 @@ def validate_judge(judge: Judge, vae: AutoencoderKLWan, settings: JudgeValidatio
     held_out = repeat_captions(held_out_captions(), settings.num_clips, settings.seed)
     sets = validate(vae, held_out, settings.seed, judge.read)
     others = repeat_captions(train_captions(), settings.num_clips, settings.seed)
-    sets["captions not held out"] = _measure(*_read(judge, vae, others, [{}] * len(others), settings.seed + 1))
+    sets["captions not held out"] = measures(
+        count_sights(*_read(judge, vae, others, [{}] * len(others), settings.seed + 1))
+    )
     generator = random.Random(settings.seed)
     mixed = [draw_oddities(generator) for _ in held_out]
     readings, truths = _read(judge, vae, held_out, mixed, settings.seed + 2)
-    sets["as in training"] = _measure(readings, truths)
+    sets["as in training"] = measures(count_sights(readings, truths))
     odd = held_out[: settings.num_odd_clips]
     return {
         "validation": asdict(settings) | {"num_frames": NUM_FRAMES},
         "sets": sets,
         "oddities": {
-            f"{attribute}: {kind}": _measure(
-                *_read(judge, vae, odd, [{attribute: kind}] * len(odd), settings.seed + 3)
+            f"{attribute}: {kind}": measures(
+                count_sights(*_read(judge, vae, odd, [{attribute: kind}] * len(odd), settings.seed + 3))
             )["balanced_accuracy"]
             for attribute, shares in ODDITIES.items()
             for kind in shares
@@ -62,10 +64,8 @@ def validate_judge(judge: Judge, vae: AutoencoderKLWan, settings: JudgeValidatio
 
 def calibration(readings: Sequence[Reading], truths: Sequence[Caption], attribute: str) -> dict[str, float]:
     """How sure the judge is of its answers, how often they are right, and the mean surprise, over windows."""
-    values = VALUES[attribute]
     probabilities = torch.cat([reading.probabilities[attribute] for reading in readings])
-    said = [getattr(truth, attribute) for truth in truths]
-    right = [len(values) if value is None else values.index(value) for value in said]
+    right = [targets_of(truth)[list(VALUES).index(attribute)] for truth in truths]
     windows = [len(reading.probabilities[attribute]) for reading in readings]
     targets = torch.tensor(right).repeat_interleave(torch.tensor(windows))
     sure, answers = probabilities.max(dim=1)
@@ -87,15 +87,6 @@ def _read(
         readings.append(judge.read(reconstruct(vae, clip, odd)))
         truths.append(clip.truth)
     return readings, truths
-
-
-def _measure(readings: Sequence[Reading], truths: Sequence[Caption]) -> dict[str, dict]:
-    matrices = {}
-    for name, values in VALUES.items():
-        answers = [reading.answer(name) or NEITHER for reading in readings]
-        said = [getattr(truth, name) or NEITHER for truth in truths]
-        matrices[name] = count_answers(said, answers, (*values, NEITHER))
-    return measures(matrices)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

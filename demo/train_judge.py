@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from . import CHECKPOINT
-from .clips import FRAME_PIXELS, VALUES, Caption, all_captions
-from .judge import FRAME_STEP, WEIGHTS, WINDOW_FRAMES, WINDOW_STRIDE, Judge
+from .clips import FRAME_PIXELS, VALUES, all_captions
+from .judge import FRAME_STEP, WEIGHTS, WINDOW_FRAMES, WINDOW_STRIDE, Judge, targets_of
 from .judge_clips import draw_labelled_clip, draw_oddities, reconstruct
 from .judge_validation import JudgeValidation, validate_judge
 from .latents import repeat_captions
@@ -51,12 +51,6 @@ class Windows:
 
     seen: torch.Tensor  # (B, 9, 3, H, W) uint8
     targets: torch.Tensor  # (B, attributes) indices in the order of VALUES, the number of values for neither
-
-
-def targets_of(truth: Caption) -> list[int]:
-    """The index of the right answer for every attribute."""
-    said = ((getattr(truth, name), values) for name, values in VALUES.items())
-    return [len(values) if value is None else values.index(value) for value, values in said]
 
 
 def decoded_windows(vae: AutoencoderKLWan, num_clips: int, seed: int) -> Windows:

@@ -8,7 +8,7 @@ import torch
 
 from stream_t1.demo.checker import check
 from stream_t1.demo.clips import ATTRIBUTES, BACKGROUNDS, COLORS, VALUES, Caption, held_out_captions
-from stream_t1.demo.judge import Reading, load_judge
+from stream_t1.demo.judge import Reading, load_judge, targets_of
 from stream_t1.demo.judge_clips import ODDITIES, draw_labelled_clip, draw_oddities
 from stream_t1.demo.judge_validation import calibration
 from stream_t1.demo.train_judge import (
@@ -16,7 +16,6 @@ from stream_t1.demo.train_judge import (
     disturb,
     drawn_windows,
     main,
-    targets_of,
     train_judge,
 )
 

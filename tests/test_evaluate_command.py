@@ -47,6 +47,9 @@ def test_any_model_is_compared_with_any_rewards_and_metrics(arguments, tmp_path,
         (["--methods", "luck"], "no method 'luck'"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
         (["--metric", "x=CLIPScoreReward"], "needs a model"),
+        (["--suite", "main"], "--suite is of the demo's comparisons"),
+        (["--num-seeds", "0"], "invalid count value"),
+        (["--num-frames", "50"], "num_frames"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, tmp_path, capsys, more, message):
@@ -57,6 +60,21 @@ def test_a_mistake_is_one_line_and_status_2(arguments, tmp_path, capsys, more, m
         main([*arguments, *more])
     assert exit_status.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_options_that_would_do_nothing_and_comparisons_of_nothing_are_refused(tmp_path, capsys):
+    output, model = ["--output", str(tmp_path / "results")], ["--model", str(CHECKPOINT)]
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    prompts = ["--prompts", str(tmp_path / "prompts.txt")]
+    for arguments, message in (
+        (["--methods", "full"], "--methods goes with --prompts"),
+        ([*prompts, *model, "--methods", "single"], "Nothing is measured"),
+        ([*prompts, *model, "--metric", "flicker=TemporalFlickerReward"], "needs a reward to search by"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*output, *arguments])
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "results").exists()
 
 
 def test_two_processes_share_the_videos(arguments, tmp_path):

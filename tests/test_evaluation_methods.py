@@ -10,7 +10,7 @@ from tiny_rewards import save_reward, videoalign_reward
 from stream_t1.demo import load_pipeline
 from stream_t1.demo.clips import Caption, render_clip
 from stream_t1.demo.evaluation.methods import METHODS, best_path, find_method, make_video, num_candidates
-from stream_t1.demo.evaluation.metrics import JudgeMetric, RewardMetric, checker_metric, load_metric, measure
+from stream_t1.demo.evaluation.metrics import JudgeMetric, RewardMetric, checker_metric, load_metrics, measure
 from stream_t1.demo.judge import load_judge
 from stream_t1.rewards import SharpnessReward
 from stream_t1.search.trace import CandidateTrace, ChunkTrace, ChunkWork, FinalTrace, SearchTrace
@@ -93,7 +93,7 @@ def test_a_budget_that_a_method_cannot_spend_is_refused():
 def test_a_method_may_be_named_with_another_correlation():
     method = find_method("beam+noise@-0.5")
     assert method.noise_correlation == -0.5 and method.memory == METHODS["beam"].memory
-    for name in ("annealing", "full@much"):
+    for name in ("annealing", "full@much", "full@1", "full@nan"):
         with pytest.raises(ValueError, match="There is no method"):
             find_method(name)
 
@@ -164,12 +164,36 @@ def test_both_verdicts_of_the_demo_see_what_a_clip_shows_and_what_it_does_not():
 
 
 def test_a_metric_is_loaded_from_a_folder_or_by_the_name_of_its_class(tmp_path):
-    folder = save_reward(videoalign_reward(), tmp_path / "videoalign")
-    for description in (f"quality={folder}", "quality=TemporalFlickerReward"):
-        name, metric = load_metric(description, torch.device("cpu"))
-        assert name == "quality" and "quality" in metric(frames_of(33), "words", 16.0)
-    known = load_metric("sharp=here", torch.device("cpu"), {"here": SharpnessReward()})[1]
-    assert known(frames_of(9), "", 16.0).keys() == {"sharp"}
-    for description, message in (("=x", "NAME=FOLDER"), ("a=CLIPScoreReward", "needs a model"), ("a=there", "there")):
+    folder, cpu = save_reward(videoalign_reward(), tmp_path / "videoalign"), torch.device("cpu")
+    metrics = load_metrics([f"quality={folder}", "flicker=TemporalFlickerReward"], cpu)
+    assert all(name in metric(frames_of(33), "words", 16.0) for name, metric in metrics.items())
+    known = SharpnessReward()
+    assert load_metrics(["sharp=here"], cpu, {"here": known})["sharp"].scorer is known
+    for descriptions, message in (
+        (["=x"], "NAME=FOLDER"),
+        (["a.b=SharpnessReward"], "no dot in the name"),
+        (["a=SharpnessReward"] * 2, "two metrics named 'a'"),
+        (["a=CLIPScoreReward"], "needs a model"),
+        (["a=there"], "there"),
+    ):
         with pytest.raises((ValueError, OSError), match=message):
-            load_metric(description, torch.device("cpu"))
+            load_metrics(descriptions, cpu)
+
+
+def test_whole_videos_that_a_reward_fails_on_are_left_out_and_named(pipe, monkeypatch, caplog):
+    seen = []
+
+    def fail_once(frames, prompt, fps):
+        seen.append(frames)
+        if len(seen) == 1:
+            raise RuntimeError("no eyes")
+        return brightness(frames, prompt, fps)
+
+    monkeypatch.setattr(pipe, "image_reward", None)
+    monkeypatch.setattr(pipe, "video_reward", fail_once)
+    video = make(pipe, "best-of-videos", 8)
+    assert torch.equal(video.frames, (seen[1][0] * 255).round().to(torch.uint8)) and "no eyes" in caplog.text
+    assert video.cost["forwards"] == 2 * 8
+    monkeypatch.setattr(pipe, "video_reward", lambda *_: torch.full((1,), torch.nan))
+    with pytest.raises(ValueError, match="None of 2 videos has a score: .*nan"):
+        make(pipe, "best-of-videos", 8)

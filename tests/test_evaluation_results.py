@@ -1,6 +1,7 @@
 """Rows, the run that makes them, and the tables made from them."""
 
 import gzip
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,12 @@ from conftest import brightness, contrast
 
 from stream_t1.demo import load_pipeline
 from stream_t1.demo.evaluation.metrics import RewardMetric
-from stream_t1.demo.evaluation.report import SuiteRows, all_tables, write_report
+from stream_t1.demo.evaluation.report import SuiteRows, agreement_table, all_tables, score_table, write_report
 from stream_t1.demo.evaluation.results import (
     Job,
     append_row,
     differing_rows,
-    finished_jobs,
+    is_finished,
     keep_configuration,
     new_row,
     read_rows,
@@ -32,7 +33,7 @@ class OneProcess:
 
     def __init__(self, process_index=0, num_processes=1):
         self.process_index, self.num_processes = process_index, num_processes
-        self.is_main_process = process_index == 0
+        self.is_main_process = self.is_local_main_process = process_index == 0
 
     def wait_for_everyone(self):
         pass
@@ -94,7 +95,7 @@ def test_a_reward_that_fails_on_one_video_costs_that_video_and_the_table_counts_
     evaluation.run(tmp_path, SUITE.jobs(), OneProcess())
     rows = read_rows([tmp_path])
     assert "no eyes for crosses" in caplog.text
-    assert [bool(row["problems"]) for row in rows] == [False, False, True, True, False, False]
+    assert [is_finished(row) for row in rows] == [True, True, False, False, True, True]
     table = all_tables(SuiteRows(SUITE, rows), ["seen"])["Scores"]
     assert "| single | 4 | 3 | 1 |" in table and "| full | 8 | 3 | 1 |" in table
 
@@ -113,7 +114,7 @@ def test_a_video_that_cannot_be_made_is_named_tried_again_and_counted(evaluation
     rows = read_rows([tmp_path])
     assert "no room" in caplog.text and [row["error"] for row in rows] == [None, "ValueError: no room", None]
     assert "| single | 4 | 2 | 1 |" in all_tables(SuiteRows(suite, rows), ["brightness"])["Scores"]
-    assert finished_jobs(rows) == {job for job in suite.jobs() if job.seed != 2}
+    assert [is_finished(row) for row in rows] == [True, False, True]
     monkeypatch.setattr(Evaluation, "video", make_one)
     assert evaluation.run(tmp_path, suite.jobs(), OneProcess()) == 0
     assert [row["error"] for row in read_rows([tmp_path])] == [None, None, None]
@@ -139,7 +140,7 @@ def test_a_merged_folder_of_another_configuration_is_named_and_the_rest_goes_on(
 
 
 def test_a_line_that_is_no_row_is_named_and_left_out(tmp_path, caplog):
-    keep_configuration(tmp_path, {})
+    keep_configuration(tmp_path, {"made_with": {}})
     path = tmp_path / "rows-3.jsonl"
     append_row(path, new_row(Job("single", 4, "a", 0, 33), seconds=1.23456789))
     with path.open("a") as file:
@@ -147,6 +148,37 @@ def test_a_line_that_is_no_row_is_named_and_left_out(tmp_path, caplog):
     append_row(path, new_row(Job("single", 4, "b", 0, 33)))
     assert [(row["prompt"], row["seconds"]) for row in read_rows([tmp_path])] == [("a", 1.2346), ("b", None)]
     assert [f"line {number}" in caplog.text for number in range(1, 6)] == [False, True, True, True, False]
+
+
+def test_a_video_that_was_made_counts_whichever_file_says_that_it_failed(tmp_path):
+    keep_configuration(tmp_path, {"made_with": {}})
+    job = Job("single", 4, "a", 0, 33)
+    append_row(tmp_path / "rows-0.jsonl", new_row(job, frames_sha256="1"))
+    append_row(tmp_path / "rows-1.jsonl", new_row(job, error="ValueError: no room"))
+    append_row(tmp_path / "rows-2.jsonl", new_row(job, problems={"seen": "no eyes"}))
+    assert [row["frames_sha256"] for row in read_rows([tmp_path])] == ["1"]
+    append_row(tmp_path / "rows-3.jsonl", new_row(job, frames_sha256="2"))
+    assert [row["frames_sha256"] for row in read_rows([tmp_path])] == ["2"]
+
+
+def test_rows_without_a_configuration_are_not_gone_on_with(tmp_path):
+    append_row(tmp_path / "rows-0.jsonl", new_row(Job("single", 4, "a", 0, 33)))
+    with pytest.raises(ValueError, match="nobody knows what they are of"):
+        keep_configuration(tmp_path, {})
+
+
+def test_another_device_or_version_is_named_and_goes_on(tmp_path, caplog):
+    keep_configuration(tmp_path, {"made_with": {"threads": 1}})
+    keep_configuration(tmp_path, {"made_with": {"threads": 2}})
+    assert "'threads': 1}; now {'threads': 2}" in caplog.text
+
+
+def test_videos_that_the_model_cannot_make_are_refused_before_any_is_made(evaluation, tmp_path):
+    with pytest.raises(ValueError, match="num_frames"):
+        evaluation.run(tmp_path, [Job("single", 4, "a", 0, 50)], OneProcess())
+    with pytest.raises(ValueError, match="height"):
+        replace(evaluation, height=60).run(tmp_path, SUITE.jobs(), OneProcess())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_that_differ_are_found():
@@ -173,13 +205,14 @@ def test_means_are_of_videos_and_intervals_of_prompts():
     assert (found.mean, found.count) == (0.25, 4)
     assert (found.low, found.high) == (0.0, 1.0)  # two prompts: a redrawing has only one of them half of the time
     assert estimate([0.5] * 4, groups).low == estimate([0.5] * 4, groups).high == 0.5
+    assert math.isnan(estimate([0.0, 1.0], ["a", "a"]).high)  # one prompt says nothing of others
 
 
 def test_the_sign_test_counts_prompts_and_not_videos():
     many = difference([1.0] * 20, [0.0] * 20, list(range(20)))
     assert many.mean == 1 and many.p < 0.001
     one = difference([1.0] * 20, [0.0] * 20, ["same"] * 20)
-    assert one.mean == 1 and one.p == 1.0
+    assert one.mean == 1 and one.p == 1.0 and math.isnan(one.low)
     three = difference([1.0, 1.0, 1.0], [0.0] * 3, [1, 2, 3])
     assert three.p == pytest.approx(0.25, abs=0.02)  # two of the eight sign patterns lie as far from 0
     assert difference([1.0, 0.0], [0.0, 1.0], [1, 2]).p == 1.0
@@ -207,8 +240,8 @@ def test_tables_say_what_the_rows_say(tmp_path):
     assert "| full | 8 | 3 | 0 | 0.667 [0.000, 1.000] | +0.333 [+0.000, +1.000] | 1.0000 |" in tables["Scores"]
     assert "| full | 8 | 12 | 2 | 9 | 0 | 2.00 |" in tables["Cost of a video"]
     assert "| full | 8 | 0.500 | 0.250 |" in tables["Spread of the candidates' scores by chunk"]
-    assert "| single | 4 | 0.500 |" in tables["Parts of judge"]
-    assert "| reward | 1.000 |" in next(tables[title] for title in tables if "orders as" in title)
+    assert "| single | 4 | 0.500 [0.500, 0.500] |" in tables["Parts of judge"]
+    assert not any("orders as" in title for title in tables)  # every prompt has one video
     assert not any("step" in title or "budget" in title or " by shape" in title for title in tables)
     by_shape = all_tables(SuiteRows(replace(SUITE, groupings=("shape",)), fabricated_rows()), ["judge"])
     assert "| circle | 1 | 0.000 | 1.000 |" in by_shape["Full and single by shape"]
@@ -230,6 +263,25 @@ def test_steps_and_budgets_are_compared_pair_by_pair(tmp_path):
     assert "| beam, 32 | beam, 8 | +1.000" in tables["What a larger budget adds"]
     write_report(suite, rows, ["judge"], tmp_path)
     assert (tmp_path / "steps-forwards.png").stat().st_size > 5000
+
+
+def test_a_reward_is_blind_when_it_orders_half_of_the_pairs_of_a_prompt():
+    suite = Suite("pairs", (("single", 4),), tuple((prompt, seed) for prompt in "ab" for seed in range(3)))
+    judged = {"a": (1.0, 0.0, 0.0), "b": (0.0, 1.0, 1.0)}
+    scored = {"a": (9.0, 7.0, 8.0), "b": (2.0, 1.0, 3.0)}  # alike: both pairs of a, one of two of b
+    rows = [
+        new_row(job, scores={"judge": judged[job.prompt][job.seed], "reward": scored[job.prompt][job.seed]})
+        for job in suite.jobs()
+    ]
+    assert "| reward | 0.750 |" in agreement_table(SuiteRows(suite, rows), ["judge"])
+
+
+def test_a_baseline_that_can_spend_the_entrys_budget_is_compared_at_it():
+    suite = Suite("equal", tuple((n, b) for n in ("beam", "full") for b in (8, 16)), TASKS, baseline=("beam", 8))
+    rows = [new_row(job, scores={"judge": job.budget / 16 + (job.method == "full")}) for job in suite.jobs()]
+    table = score_table(SuiteRows(suite, rows), ["judge"])
+    assert "| beam | 16 | 3 | 0 | 1.000 [1.000, 1.000] |  |  |" in table
+    assert "| full | 16 | 3 | 0 | 2.000 [2.000, 2.000] | +1.000 [+1.000, +1.000] |" in table
 
 
 def test_the_demos_suites_count_the_same_held_out_prompts_from_the_first():

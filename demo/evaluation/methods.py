@@ -6,16 +6,21 @@ chunk, whatever competes: whole videos, chunks or beams.
 Axes: F frames, H height, W width.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from diffusers.utils import logging
 
 from ...pipeline_stream_t1 import StreamT1Pipeline
-from ...rewards.scoring import score_clips
+from ...rewards.scoring import RewardScore, score_clips
 from ...search.memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, SlidingWindow, StaticSink
 from ...search.reward_pruning import fuse_scores, keep_best
 from ...search.trace import CandidateTrace, SearchTrace
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,13 @@ def find_method(name: str) -> Method:
     known, _, beta = name.partition("@")
     try:
         method = METHODS[known]
+        if beta and not -1 < float(beta) < 1:
+            raise ValueError
         return method.with_correlation(float(beta)) if beta else method
     except (KeyError, ValueError):
         raise ValueError(
             f"There is no method {name!r}; it must be one of {', '.join(METHODS)}, or one of these with another noise "
-            'correlation, as in "full@-0.3".'
+            'correlation above -1 and below 1, as in "full@-0.3".'
         ) from None
 
 
@@ -142,36 +149,39 @@ def _best_of_chunks(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Vide
 
 def _best_of_videos(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Video:
     """Plain videos, one after the other, and both rewards on each whole one, fused as a last chunk's are."""
-    videos, scores = [], []
+    best, best_score, cost, problem = None, -math.inf, Counter(), None
     for _ in range(count):
         video = _search(pipe, 1, 1, arguments | {"image_reward": False, "video_reward": False})
-        videos.append(video)
         pair = []
         for name in ("image_reward", "video_reward"):
-            reward = getattr(pipe, name)
+            reward, result = getattr(pipe, name), RewardScore(0.0)
             if reward is not None:
                 result = score_clips(reward, video.frames[None], arguments["prompt"], pipe.config.fps, name=name)[0]
                 video.cost["frames_scored"] += len(video.frames)
-            pair.append(0.0 if reward is None else result.score)
-        num_chunks = len(video.trace.chunks)
-        cap = video.trace.config["short_weight_cap"]
-        scores.append(None if None in pair else fuse_scores(*pair, num_chunks - 1, num_chunks, cap))
-    scored = [index for index, score in enumerate(scores) if score is not None]
-    if not scored:
-        raise ValueError("The rewards could score none of the videos.")
-    best = videos[max(scored, key=lambda index: scores[index])]
-    cost = {name: sum(video.cost[name] for video in videos) for name in best.cost}
-    return replace(best, cost=cost)
+            pair.append(result.score)
+            if result.score is None:
+                problem = result.problem or result.gated
+                logger.warning(f"One of {count} videos is left out, {problem}.")
+        cost.update(video.cost)
+        num_chunks, cap = len(video.trace.chunks), video.trace.config["short_weight_cap"]
+        score = -math.inf if None in pair else fuse_scores(*pair, num_chunks - 1, num_chunks, cap)
+        if score > best_score:
+            best, best_score = video, score
+    if best is None:
+        raise ValueError(f"None of {count} videos has a score: {problem}")
+    return replace(best, cost=dict(cost))
 
 
-def _search(pipe: StreamT1Pipeline, num_beams: int, num_candidates: int, arguments: dict) -> Video:
-    output = pipe(num_beams=num_beams, num_candidates=num_candidates, **arguments)
+def _search(pipe: StreamT1Pipeline, num_beams: int, num_per_beam: int, arguments: dict) -> Video:
+    output = pipe(num_beams=num_beams, num_candidates=num_per_beam, **arguments)
     frames, trace = (output.frames[0] * 255).round().to(torch.uint8).cpu(), output.trace
-    if len(frames) < trace.config["num_frames"]:  # the pipeline gives what was finished; here that is no video
-        raise KeyboardInterrupt
+    has_video_reward = pipe.video_reward is not None and arguments.get("video_reward") is not False
+    wanted = "video_reward" if has_video_reward else "score"
+    if len(frames) < trace.config["num_frames"] or trace.final.selection != wanted:
+        raise KeyboardInterrupt  # the pipeline gives what was finished then; here that is no video
     names = ("forwards", "clean_passes", "latents_decoded", "frames_scored")
     cost = {name: sum(getattr(chunk.work, name) for chunk in trace.chunks) for name in names}
-    if trace.final.selection == "video_reward":
+    if has_video_reward:
         cost["frames_scored"] += len(trace.final.order) * len(frames)
     return Video(frames, trace, cost)
 

@@ -6,7 +6,7 @@ metric's own name. Some are also taken in windows, of the last three chunks at e
 Axes: F frames, H height, W width.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -101,34 +101,43 @@ def checker_metric(frames: torch.Tensor, prompt: str, fps: float) -> dict[str, f
     return _named("checker", {"": min(follows.values()), **follows, **steadiness})
 
 
-def load_metric(
-    description: str, device: torch.device, loaded: Mapping[str, RewardFunction] | None = None
-) -> tuple[str, Metric]:
-    """The metric of "NAME=REWARD", REWARD being a converted reward's folder or Hub id, "CLASS" of `stream_t1.rewards`
+def load_metrics(
+    descriptions: Sequence[str], device: torch.device, loaded: Mapping[str, RewardFunction] | None = None
+) -> dict[str, Metric]:
+    """The metrics of "NAME=REWARD", REWARD being a converted reward's folder or Hub id, "CLASS" of `stream_t1.rewards`
     for one that needs no weights, or "CLASS:NAME_OR_FOLDER" for one that loads a model.
 
     Args:
         loaded: rewards that are there already, by REWARD.
 
     Raises:
-        ValueError: it is nothing of that kind.
+        ValueError: one is nothing of that kind, or two have the same name.
     """
-    name, _, source = description.partition("=")
+    metrics: dict[str, Metric] = {}
+    for description in descriptions:
+        name, _, source = description.partition("=")
+        if not name or not source or "." in name:
+            raise ValueError(
+                f"`--metric` is {description!r}; it must be NAME=FOLDER, NAME=CLASS or NAME=CLASS:MODEL, with no dot "
+                "in the name."
+            )
+        if name in metrics:
+            raise ValueError(f"There are two metrics named {name!r}; give each a name of its own.")
+        reward = (loaded or {}).get(source)
+        metrics[name] = RewardMetric(name, _load_reward(source).to(device) if reward is None else reward)
+    return metrics
+
+
+def _load_reward(source: str) -> rewards.Reward:
     class_name, _, model = source.partition(":")
-    if not name or not source:
-        raise ValueError(f"`--metric` is {description!r}; it must be NAME=FOLDER, NAME=CLASS or NAME=CLASS:MODEL.")
-    if source in (loaded or {}):
-        reward = loaded[source]
-    elif class_name not in rewards.__all__:
-        reward = rewards.Reward.from_pretrained(source)
-    elif model:
-        reward = getattr(rewards, class_name).from_pretrained(model)
-    else:
-        try:
-            reward = getattr(rewards, class_name)()
-        except TypeError as error:
-            raise ValueError(f"`--metric` is {description!r}; {class_name} needs a model: {error}.") from error
-    return name, RewardMetric(name, reward.to(device))
+    if class_name not in rewards.__all__:
+        return rewards.Reward.from_pretrained(source)
+    if model:
+        return getattr(rewards, class_name).from_pretrained(model)
+    try:
+        return getattr(rewards, class_name)()
+    except TypeError as error:
+        raise ValueError(f"`--metric` names {class_name}, which needs a model: {error}.") from error
 
 
 def _named(name: str, values: dict[str, float]) -> dict[str, float]:

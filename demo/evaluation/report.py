@@ -1,5 +1,6 @@
 """Tables and pictures of a suite, from its rows alone."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -81,15 +82,15 @@ class SuiteRows:
 def write_report(suite: Suite, rows: Sequence[Row], verdicts: Sequence[str], folder: Path) -> Path:
     """`SUITE.md` with the suite's tables, and its pictures beside it; returns its path."""
     found = SuiteRows(suite, rows)
-    sections = [f"## {title}\n\n{table}" for title, table in all_tables(found, verdicts).items()]
     pictures = {f"{suite.name}-chunks.png": draw_chunks}
     if len({budget for _, budget in suite.entries}) > 2:
         pictures[f"{suite.name}-forwards.png"] = draw_budgets
-    for name, draw in pictures.items():
-        draw(found, verdicts, folder / name)
-        sections.append(f"![{name.removesuffix('.png')}]({name})")
+    sections = [f"## {title}\n\n{table}" for title, table in all_tables(found, verdicts).items()]
+    sections += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
     path = folder / f"{suite.name}.md"
     path.write_text("\n\n".join([f"# {suite.name}: {suite.num_frames} frames", *sections]) + "\n")
+    for name, draw in pictures.items():
+        draw(found, verdicts, folder / name)
     return path
 
 
@@ -97,11 +98,14 @@ def all_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
     """The tables that have anything to say, by title."""
     tables = {
         "Scores": score_table(found, verdicts),
+        "Scores of whole videos": score_table(found, [v.removesuffix(LOWEST) for v in verdicts if v.endswith(LOWEST)]),
         "What each step adds": step_table(found, verdicts),
         "What a larger budget adds": growth_table(found, verdicts),
         "Cost of a video": cost_table(found),
         **group_tables(found, verdicts),
-        "Pairs of the baseline's videos that a reward orders as a verdict does": agreement_table(found, verdicts),
+        "Pairs of the baseline's videos of a prompt that a reward orders as a verdict does": agreement_table(
+            found, verdicts
+        ),
         "Spread of the candidates' scores by chunk": spread_table(found),
         **part_tables(found, verdicts),
     }
@@ -109,15 +113,22 @@ def all_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
 
 
 def score_table(found: SuiteRows, verdicts: Sequence[str]) -> str:
-    """Every entry's verdicts with intervals, and what they are above the baseline's."""
-    baseline = found.suite.baseline
+    """Every entry's verdicts with intervals, and how far above the baseline, which has the same budget if it can.
+
+    Missing are tasks that lack a video or one of the verdicts.
+    """
+    if not verdicts:
+        return ""
+    suite = found.suite
     header = ["method", "forwards per chunk", "videos", "missing"]
     for name in verdicts:
-        header += [name, f"{name}, against {baseline[0]}", "p"]
+        header += [name, f"{name}, against {suite.baseline[0]}", "p"]
     lines = []
-    for entry in found.suite.entries:
-        missing = max((found.num_missing(entry, name) for name in verdicts), default=0)
+    for entry in suite.entries:
+        missing = max(found.num_missing(entry, name) for name in verdicts)
         cells = [entry[0], str(entry[1]), str(len(found.rows[entry])), str(missing)]
+        peer = (suite.baseline[0], entry[1])
+        baseline = peer if peer in suite.entries else suite.baseline
         for name in verdicts:
             cells.append(_interval(found.mean(entry, name)))
             cells += ["", ""] if entry == baseline else _tested(found.difference(entry, baseline, name))
@@ -164,7 +175,8 @@ def group_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
 
 
 def agreement_table(found: SuiteRows, verdicts: Sequence[str]) -> str:
-    """Of the pairs of which a verdict finds one better, the share that a reward orders alike; 0.5 is blind."""
+    """Of the pairs of one prompt of which a verdict finds one better, the share that a reward orders alike; 0.5 is
+    blind. Nothing where no prompt has several videos."""
     baseline, lines = found.suite.baseline, []
     metrics = {verdict.removesuffix(LOWEST) for verdict in verdicts}
     for name in found.score_names():
@@ -174,16 +186,18 @@ def agreement_table(found: SuiteRows, verdicts: Sequence[str]) -> str:
         for verdict in verdicts:
             judged, scores = found.values(baseline, verdict), found.values(baseline, name)
             both = [task for task in judged if task in scores]
+            prompts = np.array([prompt for prompt, _ in both])
             better = np.subtract.outer([judged[t] for t in both], [judged[t] for t in both]) > 0
+            better &= prompts[:, None] == prompts[None, :]
             higher = np.sign(np.subtract.outer([scores[t] for t in both], [scores[t] for t in both]))
             cells.append(f"{(higher[better].mean() + 1) / 2:.3f}" if better.any() else "")
         lines.append(cells)
-    return _markdown(["reward", *verdicts], lines) if lines else ""
+    return _markdown(["reward", *verdicts], lines) if any(cell for line in lines for cell in line[1:]) else ""
 
 
 def cost_table(found: SuiteRows) -> str:
-    """Means per video. Seconds are of making it, without measuring it."""
-    header = ["method", "forwards per chunk", *(name.replace("_", " ") for name in COSTS), "seconds"]
+    """Means per video, and the median of the seconds of making it, without measuring it."""
+    header = ["method", "forwards per chunk", *(name.replace("_", " ") for name in COSTS), "seconds (median)"]
     lines = []
     for entry, by_task in found.rows.items():
         if by_task:
@@ -194,7 +208,7 @@ def cost_table(found: SuiteRows) -> str:
 
 
 def part_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
-    """Means of all other scores: a table for every verdict, and one for what is no verdict."""
+    """All other scores: a table for every verdict, and one for what is no verdict."""
     titles: dict[str, list[str]] = {}
     metrics = {verdict.removesuffix(LOWEST) for verdict in verdicts}
     for name in found.score_names():
@@ -204,7 +218,7 @@ def part_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
     tables = {}
     for title, names in titles.items():
         lines = [
-            [entry[0], str(entry[1]), *(_number(found.mean(entry, name)) for name in names)]
+            [entry[0], str(entry[1]), *(_interval(found.mean(entry, name)) for name in names)]
             for entry in found.suite.entries
             if found.rows[entry]
         ]
@@ -302,15 +316,14 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _number(value: Estimate | None) -> str:
-    return "" if value is None else f"{value.mean:.3f}"
-
-
 def _interval(value: Estimate | None) -> str:
-    return "" if value is None else f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
+    if value is None:
+        return ""
+    return f"{value.mean:.3f}" + ("" if math.isnan(value.low) else f" [{value.low:.3f}, {value.high:.3f}]")
 
 
 def _tested(value: Difference | None) -> list[str]:
     if value is None:
         return ["", ""]
-    return [f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]", f"{value.p:.4f}"]
+    interval = "" if math.isnan(value.low) else f" [{value.low:+.3f}, {value.high:+.3f}]"
+    return [f"{value.mean:+.3f}{interval}", f"{value.p:.4f}"]

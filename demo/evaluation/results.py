@@ -20,9 +20,7 @@ ROW_FILES = "rows-*.jsonl*"
 SURROUNDINGS = "made_with"  # of a configuration: what may differ among rows that are compared
 UNREPEATABLE = ("seconds",)  # of a row: not the same twice
 
-Row = (
-    dict  # a job's fields, and "scores", "windows", "cost", "search", "frames_sha256", "problems", "seconds", "error"
-)
+Row = dict  # as `new_row` makes it
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,23 @@ def keep_configuration(folder: Path, configuration: dict) -> None:
     """Writes the configuration into a new folder.
 
     Raises:
-        ValueError: the folder has rows of another one; the message says what differs.
+        ValueError: the folder has rows of another one, or of none; the message says what differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFIGURATION
     if path.exists():
-        check_same(configuration, read_configuration(folder), folder)
+        kept = read_configuration(folder)
+        check_same(configuration, kept, folder)
+        if kept[SURROUNDINGS] != configuration[SURROUNDINGS]:
+            logger.warning(f"{folder} has rows made with {kept[SURROUNDINGS]}; now {configuration[SURROUNDINGS]}.")
+    elif any(folder.glob(ROW_FILES)):
+        raise ValueError(
+            f"{folder} has rows and no {CONFIGURATION}: nobody knows what they are of. Use another folder."
+        )
     else:
-        path.write_text(json.dumps(configuration, indent=1) + "\n")
+        written = path.with_suffix(".tmp")
+        written.write_text(json.dumps(configuration, indent=1) + "\n")
+        written.replace(path)
 
 
 def read_configuration(folder: Path) -> dict:
@@ -93,7 +100,7 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def read_rows(folders: Iterable[Path]) -> list[Row]:
-    """The last row of every job, in the order of the files.
+    """The row of every job; a video that was made counts, whichever file says that it failed.
 
     Lines that are no rows, and folders whose configuration is not that of the first, are named and left out.
 
@@ -112,15 +119,18 @@ def read_rows(folders: Iterable[Path]) -> list[Row]:
             for number, line in enumerate(_read(path).splitlines(), start=1):
                 try:
                     row = json.loads(line)
-                    rows[Job.of(row)] = {**row, "error": row["error"]}
+                    job, is_whole = Job.of(row), is_finished(row)
                 except (json.JSONDecodeError, KeyError, TypeError):
                     logger.warning(f"{path}, line {number} is no row and is left out.")
+                    continue
+                if is_whole or job not in rows or not is_finished(rows[job]):
+                    rows[job] = row
     return list(rows.values())
 
 
-def finished_jobs(rows: Sequence[Row]) -> set[Job]:
-    """The jobs that need not be run again: a video that failed is tried again."""
-    return {Job.of(row) for row in rows if row["error"] is None}
+def is_finished(row: Row) -> bool:
+    """Whether the video was made and all metrics read it; else it is tried again."""
+    return row["error"] is None and not row["problems"]
 
 
 def differing_rows(rows: Sequence[Row], others: Sequence[Row]) -> list[Job]:
@@ -136,7 +146,18 @@ def new_row(job: Job, **contents: object) -> Row:
 
 
 def _read(path: Path) -> str:
-    return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+    """The text of a file, with signs in the place of damaged letters.
+
+    Raises:
+        ValueError: a gzipped file is damaged.
+    """
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    return content.decode(errors="replace")
 
 
 def _repeatable(row: Row) -> Row:

@@ -13,7 +13,7 @@ from diffusers.utils import logging
 from ...pipeline_stream_t1 import StreamT1Pipeline, __version__
 from .methods import Video, best_path, find_method, make_video
 from .metrics import Metric, measure
-from .results import SURROUNDINGS, Job, Row, append_row, finished_jobs, keep_configuration, new_row, read_rows
+from .results import SURROUNDINGS, Job, Row, append_row, is_finished, keep_configuration, new_row, read_rows
 
 logger = logging.get_logger(__name__)
 
@@ -57,29 +57,31 @@ class Evaluation:
         }
 
     def run(self, folder: Path, jobs: Sequence[Job], state: PartialState) -> int:
-        """Makes this process's share of the videos that the folder lacks; returns how many failed.
+        """Makes this process's share of the videos that the folder lacks; returns how many are not finished.
 
         Raises:
-            ValueError: the folder has rows of another configuration, or a method can't spend a budget.
+            ValueError: the folder has rows of another configuration, or the model can't make such videos.
         """
-        if state.is_main_process:
+        self.pipe.geometry.check_size(self.height, self.width)
+        for num_frames in {job.num_frames for job in jobs}:
+            self.pipe.geometry.check_num_frames(num_frames)
+        if state.is_local_main_process:
             keep_configuration(folder, self.configuration())
         state.wait_for_everyone()
-        finished = finished_jobs(read_rows([folder]))
-        state.wait_for_everyone()  # all have read the same rows before anybody adds one
-        share = share_of([job for job in jobs if job not in finished], state.process_index, state.num_processes)
-        path, begin, num_failed = folder / f"rows-{state.process_index}.jsonl", time.monotonic(), 0
-        for done, job in enumerate(share):
+        finished = {Job.of(row) for row in read_rows([folder]) if is_finished(row)}
+        share = [
+            job for job in share_of(jobs, state.process_index, state.num_processes) if job not in finished
+        ]  # cut first: what others add meanwhile must not move the cuts
+        path, begin, num_unfinished = folder / f"rows-{state.process_index}.jsonl", time.monotonic(), 0
+        for done, job in enumerate(share, start=1):
             row = self.make(job)
             append_row(path, row)
-            num_failed += row["error"] is not None
-            if (done + 1) % 10 == 0 or done + 1 == len(share):
-                rest = (time.monotonic() - begin) / (done + 1) * (len(share) - done - 1)
-                print(
-                    f"process {state.process_index}: {done + 1} of {len(share)}, {rest / 60:.0f} min left", flush=True
-                )
+            num_unfinished += not is_finished(row)
+            if done % 10 == 0 or done == len(share):
+                minutes = (time.monotonic() - begin) / done * (len(share) - done) / 60
+                print(f"process {state.process_index}: {done} of {len(share)}, {minutes:.0f} min left", flush=True)
         state.wait_for_everyone()
-        return num_failed
+        return num_unfinished
 
     def video(self, job: Job) -> Video:
         """The job's video."""

@@ -4,6 +4,7 @@ Videos of one prompt resemble each other, so what is drawn again, or has its sig
 videos and not a video. Everything is seeded: the same rows give the same table.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ class Estimate:
     """A mean and its bootstrap interval."""
 
     mean: float
-    low: float
+    low: float  # not a number when there is one group: it says nothing of others
     high: float
     count: int  # of videos
 
@@ -33,6 +34,8 @@ class Difference(Estimate):
 def estimate(values: Sequence[float], groups: Sequence[Hashable]) -> Estimate:
     """The mean, and the interval that 95 of 100 redrawings of the groups fall into (percentile bootstrap)."""
     sums, counts = _by_group(values, groups)
+    if len(sums) == 1:
+        return Estimate(float(sums.sum() / counts.sum()), math.nan, math.nan, len(values))
     drawn = np.random.default_rng(0).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     tail = (1 - LEVEL) / 2

@@ -1,7 +1,7 @@
 """Which methods meet on which prompts: the demo's comparisons, and one for any other model.
 
-The demo's prompts are its held-out captions, each with several seeds; all suites count them from the first, so that
-smaller ones are named subsets of the larger and share their rows.
+The demo's prompts are its held-out captions in turn, every time with another seed; all suites count them from the
+first, so that smaller ones are named subsets of the larger and share their rows.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .results import Job
 
 logger = logging.get_logger(__name__)
 
-FIRST_SEED = 2_000_000  # of the demo's reported videos; no seed below was looked at for anything else
+FIRST_SEED = 2_000_000  # no video of a seed from here on was looked at before the comparison
 SEARCHES = ("best-of-videos", "best-of-chunks", "beam", "beam+noise", "beam+memory", "full")
 PLAIN = ("single", "sliding-window", "ema-sink", "routed-sink")
 CORRELATIONS = (-0.7, -0.5, -0.3, 0.3, 0.5, 0.7)  # beside 0, which is "beam", and the default -0.1
