@@ -21,6 +21,7 @@ STEPS_OF_THE_METHOD = (
     ("beam", "best-of-chunks"),
     ("beam+noise", "beam"),
     ("beam+memory", "beam"),
+    ("beam+appends", "beam"),
     ("full", "beam"),
     ("full", "beam+memory"),
     ("full", "beam+noise"),
@@ -266,7 +267,8 @@ def draw_budgets(found: SuiteRows, verdicts: Sequence[str], path: Path) -> None:
 
 
 def draw_chunks(found: SuiteRows, verdicts: Sequence[str], path: Path) -> None:
-    """Every verdict against the chunk at which a window of three ends, one line per entry."""
+    """Every verdict against the chunk at which a window of three ends, one line per entry; the baseline and the last
+    entry with their intervals."""
 
     def draw(axis: object, name: str) -> None:
         for method, budget in found.suite.entries:
@@ -274,8 +276,10 @@ def draw_chunks(found: SuiteRows, verdicts: Sequence[str], path: Path) -> None:
             chunks = range(WINDOW_CHUNKS - 1, WINDOW_CHUNKS - 1 + len(curve))
             if curve:
                 (line,) = axis.plot(chunks, [point.mean for point in curve], label=f"{method}, {budget}")
+            if curve and (method, budget) in (found.suite.baseline, found.suite.entries[-1]):
                 low, high = [point.low for point in curve], [point.high for point in curve]
-                axis.fill_between(chunks, low, high, color=line.get_color(), alpha=0.08)
+                axis.fill_between(chunks, low, high, color=line.get_color(), alpha=0.12)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(
             title=name.removesuffix(LOWEST), xlabel="last chunk of the window", ylabel="mean over videos, 95% interval"
         )

@@ -80,7 +80,7 @@ def demo_suites() -> dict[str, Suite]:
         ),
         Suite(
             "long",
-            (*plain, *((name, 16) for name in ("best-of-chunks", "beam", "beam+memory", "full"))),
+            (*plain, *((name, 16) for name in ("best-of-chunks", "beam", "beam+memory", "beam+appends", "full"))),
             demo_tasks(12),
             num_frames=LONG_FRAMES,
         ),
