@@ -78,6 +78,7 @@ def demo_suites() -> dict[str, Suite]:
             ),
             demo_tasks(48),
         ),
+        Suite("growth", (("single", STEPS), *(("full", budget) for budget in (8, 16, 32))), demo_tasks(150)),
         Suite(
             "long",
             (*plain, *((name, 16) for name in ("best-of-chunks", "beam", "beam+memory", "beam+appends", "full"))),
@@ -87,7 +88,7 @@ def demo_suites() -> dict[str, Suite]:
         Suite(
             "betas",
             (("beam", 16), ("beam+noise", 16), *((f"beam+noise@{beta:g}", 16) for beta in CORRELATIONS)),
-            demo_tasks(48),
+            demo_tasks(24),
             baseline=("beam", 16),
         ),
     )
