@@ -29,15 +29,17 @@ class CandidateTrace:
     long: float | None  # video reward of the window
     score: float | None  # the two fused, after normalisation if any
     kept: bool
+    kept_as: list[int]  # which beams it became, best first; empty when it was not kept
     route: str | None  # decided for this chunk, for when it leaves the window; None at chunk 0
     parts: dict[str, float] = field(default_factory=dict)  # "image.NAME" and "video.NAME" to the reward's parts
     lost: str | None = None  # why it has no score
     thumbnail: str | None = None  # a small picture out of the chunk, as a data URL; None unless it was asked for
 
     @classmethod
-    def of(cls, candidate: "beam.Candidate", kept: bool, thumbnail: str | None) -> "CandidateTrace":
-        names = (field.name for field in fields(cls) if field.name not in ("kept", "thumbnail"))
-        return cls(kept=kept, thumbnail=thumbnail, **{name: getattr(candidate, name) for name in names})
+    def of(cls, candidate: "beam.Candidate", kept_as: list[int], thumbnail: str | None) -> "CandidateTrace":
+        own = {"kept": bool(kept_as), "kept_as": kept_as, "thumbnail": thumbnail}
+        names = (field.name for field in fields(cls) if field.name not in own)
+        return cls(**own, **{name: getattr(candidate, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,18 @@ class EvictionTrace:
 
 @dataclass
 class ChunkWork:
-    """What one chunk cost. Filled while the chunk is made."""
+    """What one chunk cost, roll-outs of later ones included. Filled while the chunk is made."""
 
     forwards: int = 0  # transformer chunk forwards while denoising; a batch of 3 counts 3
     clean_passes: int = 0  # transformer chunk forwards that commit kept candidates to memory
     latents_decoded: int = 0  # latent frames through the VAE decoder
     frames_scored: int = 0  # frames that rewards read
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @property
+    def chunk_forwards(self) -> int:
+        """All forwards of the transformer, the unit in which searches are compared."""
+        return self.forwards + self.clean_passes
 
     @contextmanager
     def timed(self, stage: str, device: torch.device) -> Iterator[None]:
@@ -87,7 +94,7 @@ class ChunkTrace:
 class FinalTrace:
     """The order of the last beams."""
 
-    selection: str  # "video_reward" or "score"
+    selection: str  # "video_reward", "image_reward" (its mean) or "score"
     order: list[int]  # indices of the last chunk's kept beams, best first
     scores: list[float | None]  # in that order; None where the reward gave no number
 
@@ -111,6 +118,20 @@ class SearchTrace:
             self.monitors.setdefault(name, [[] for _ in self.chunks]).append(monitored.get(name, []))
         self.chunks.append(chunk)
 
+    def best_path(self) -> list[CandidateTrace]:
+        """The best video's chunks: its candidate of every chunk, the first one first.
+
+        Raises:
+            ValueError: the search is not finished.
+        """
+        if self.final is None:
+            raise ValueError("This search is not finished: the best of its beams is not known.")
+        place, path = self.final.order[0], []
+        for chunk in reversed(self.chunks):
+            path.append(next(candidate for candidate in chunk.candidates if place in candidate.kept_as))
+            place = path[-1].parent
+        return path[::-1]
+
     def keep_last(self, num_chunks: int) -> None:
         """Forgets all but the last chunks, in place."""
         for records in (self.chunks, *self.monitors.values()):
@@ -129,7 +150,7 @@ class SearchTrace:
         chunks = [
             ChunkTrace(
                 fusion_weight=chunk["fusion_weight"],
-                candidates=[CandidateTrace(**candidate) for candidate in chunk["candidates"]],
+                candidates=[CandidateTrace(**candidate) for candidate in _with_places(chunk["candidates"])],
                 evicted=[EvictionTrace(**eviction) for eviction in chunk["evicted"]],
                 sinks=chunk["sinks"],
                 work=ChunkWork(**chunk["work"]),
@@ -138,3 +159,12 @@ class SearchTrace:
         ]
         final = content.pop("final")
         return cls(**content, chunks=chunks, final=None if final is None else FinalTrace(**final))
+
+
+def _with_places(candidates: list[dict]) -> list[dict]:
+    """The candidates with `kept_as`, which traces before version 0.2 lack: their beams were ordered by score."""
+    if all("kept_as" in candidate for candidate in candidates):
+        return candidates
+    kept = [index for index, candidate in enumerate(candidates) if candidate["kept"]]
+    places = {index: place for place, index in enumerate(sorted(kept, key=lambda i: -candidates[i]["score"]))}
+    return [{**each, "kept_as": [places[i]] if i in places else []} for i, each in enumerate(candidates)]
