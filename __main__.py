@@ -107,7 +107,7 @@ def add_export_code(parser: argparse.ArgumentParser) -> None:
 
 
 def export_code(arguments: argparse.Namespace) -> None:
-    from .checkpoints.folder import write_code
+    from .loaders.folder import write_code
 
     print(f"{arguments.folder}: {len(write_code(arguments.folder))} files")
 

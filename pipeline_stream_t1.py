@@ -30,10 +30,10 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
 # its siblings use.
-from .checkpoints.folder import FolderMixin
+from .loaders.folder import FolderMixin
+from .loaders.hooks import HooksMixin
 from .models.alignment import align_weights
 from .models.cost import ModelCosts, weight_bytes
-from .models.hooks import HooksMixin
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
 from .models.pixels import OUTPUT_TYPES, stack, thumbnail, to_output, to_uint8
 from .models.rotary import rotary_table  # noqa: F401

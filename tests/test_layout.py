@@ -13,10 +13,10 @@ import stream_t1
 ROOT = Path(stream_t1.__file__).parent
 LEAVES = [
     path
-    for folder in ("models", "schedulers", "search", "rewards")
+    for folder in ("models", "schedulers", "search", "rewards", "loaders")
     for path in sorted((ROOT / folder).glob("*.py"))
     if path.name != "__init__.py"
-] + [ROOT / "checkpoints/folder.py"]  # the one file of the converters that the pipeline needs
+]
 
 
 def relative_imports(path):
