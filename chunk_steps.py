@@ -350,7 +350,7 @@ class ChunkSteps:
                 raise ValueError(f"Candidate {candidate.number} is lost or unfinished, and no beam can grow from it.")
         grown = self._parted([candidate.extend(beams[candidate.parent]) for candidate in candidates])
         if self.is_last:
-            return [replace(beam, memory=RELEASED, decoder_state=RELEASED, evicted=()) for beam in grown]
+            return [replace(beam, decoder_state=RELEASED, evicted=()) for beam in grown]
         rows_by_memory: dict[int, list[int]] = {}
         for row, candidate in enumerate(candidates):
             rows_by_memory.setdefault(id(_memory(beams, candidate)), []).append(row)
@@ -371,7 +371,9 @@ class ChunkSteps:
         """
         plan, record, num_frames = self.plan, ChunkRecord(), self.plan.latent_shape[1]
         with self.work.timed("clean_pass", plan.device):
-            self._velocity(candidate.latents[None], self.timesteps.new_zeros(()), beam.memory, self.next_prompt, record)
+            self._velocity(
+                candidate.latents[None], self.timesteps.new_zeros(()), beam.memory, self.next_prompt, record
+            )
             chunk = record.chunk(self.chunk_index, beam.memory.num_frames, num_frames)
             memory = beam.memory.append(chunk, plan.sink_frames)
             memory, left = make_room(memory, plan.policy, beam.routes, plan.rolling_frames, num_frames)

@@ -44,7 +44,7 @@ class ChunkPrompts:
         return self._prompts[step]
 
     def change(self, step: int, embeds: torch.Tensor) -> None:
-        """Takes other embeddings than those of `step` for the steps that nobody has begun; equal ones change nothing."""
+        """Takes embeddings that differ from those of `step` for the steps that nobody has begun."""
         given = self._prompts[step]
         if given.changed(embeds) is not given:
             changed = self._prompts[self._num_begun].changed(embeds)

@@ -53,6 +53,11 @@ class Beam:
         """The last chunk's fused score; 0 before the first."""
         return self.scores[-1] if self.scores else 0.0
 
+    @property
+    def sink_start_frames(self) -> list[int]:
+        """First latent frame of each sink; none when the memory was let go."""
+        return [] if self.memory is RELEASED else [sink.start_frame for sink in self.memory.sinks]
+
     def forget(self, num_chunks: int) -> "Beam":
         """The beam without the latents and pixels of its first chunks; None stands for each."""
         gone = (None,) * num_chunks

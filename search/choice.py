@@ -14,7 +14,7 @@ A search is a callable, called once per chunk with `(steps, beams)`, that gives 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral
 
 from . import beam
@@ -28,6 +28,12 @@ class Choice:
     kept: Sequence[int]  # indices into `candidates`, best first; one that is there twice gives two beams
     log_weights: Sequence[float] | None = None  # of the beams, as many as `kept`; None: 0 each
     reserve: Sequence[int] = ()  # who takes the places of those that `max_lag` drops, best first
+
+    def without_lost(self) -> "Choice":
+        """The choice without kept candidates that were lost after it was made."""
+        rows = [row for row, index in enumerate(self.kept) if self.candidates[index].lost is None]
+        weights = None if self.log_weights is None else [self.log_weights[row] for row in rows]
+        return replace(self, kept=[self.kept[row] for row in rows], log_weights=weights)
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,7 @@ class _LaterRound:
     def __getattr__(self, name: str) -> object:
         return getattr(self._steps, name)
 
-    def propose(
-        self, beams: "list[beam.Beam]", counts: Sequence[int], first: int = 0
-    ) -> "list[beam.Candidate]":
+    def propose(self, beams: "list[beam.Beam]", counts: Sequence[int], first: int = 0) -> "list[beam.Candidate]":
         return self._steps.propose(beams, counts, first=self._first + first)
 
 

@@ -170,8 +170,8 @@ class VideoRequest:
             )
         if self.num_videos_per_prompt > most:
             raise ValueError(
-                f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and only `num_beams`, {most}, are kept. Use "
-                f"{most} or fewer videos, or more beams."
+                f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and only `num_beams`, {most}, are kept. "
+                f"Use {most} or fewer videos, or more beams."
             )
         if self.max_lag == 0 and self.num_videos_per_prompt > 1:
             raise ValueError(
@@ -185,7 +185,7 @@ class VideoRequest:
             )
         if self.candidate_seeds == "reference" and getattr(search, "num_lineages", 1) > 1:
             raise ValueError(
-                f'`candidate_seeds` is "reference", of which all videos of {name} would be the same. Use "independent".'
+                f'`candidate_seeds` is "reference", which would make all videos of {name} alike. Use "independent".'
             )
         if self.latents is not None and search != beam_search.BeamSearch(1, 1):
             raise ValueError(
@@ -298,8 +298,8 @@ class StreamRequest(VideoRequest):
             self._keep("horizon", geometry.whole_number("horizon", self.horizon, least=1))
             if self.latents is not None:
                 raise ValueError("`latents` is the noise of a whole video, and an endless stream has no whole.")
-        if self.num_videos_per_prompt > 1 or isinstance(self.prompt, list) and len(self.prompt) > 1:
-            raise ValueError("`stream` makes one video of one prompt; for several call the pipeline, or stream each.")
+        if self.num_videos_per_prompt > 1:
+            raise ValueError("`stream` is for one video of one prompt; for several call the pipeline, or stream each.")
 
 
 def takes_request(
