@@ -354,10 +354,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             device=device,
             dtype=self.transformer.dtype,
         )
+        self._check_rewards(plan)
         if plan.has_pixels:
             StreamingWanDecoder(self.vae).check()
         check_noise(plan)
-        self._check_rewards(plan)
         return plan
 
     def _check_rewards(self, plan: SearchPlan) -> None:

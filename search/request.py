@@ -20,8 +20,8 @@ CHOICES = {
     "score_normalization": (None, "zscore", "rank"),
     "candidate_seeds": tuple(noise_propagation.SEED_MODES),
     "final_selection": ("video_reward", "score"),
-    "output_type": ("np", "pt", "pil", "latent"),
 }
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +134,13 @@ class VideoRequest:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+        if self.output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {self.output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
+        if self.max_lag == 0 and self.num_videos_per_prompt > 1:
+            raise ValueError(
+                f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `max_lag`, 0, keeps one beam. Use 1 "
+                "video, or no `max_lag`."
+            )
         if self.search is not None:
             self._check_search()
 
@@ -172,11 +179,6 @@ class VideoRequest:
             raise ValueError(
                 f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and only `num_beams`, {most}, are kept. "
                 f"Use {most} or fewer videos, or more beams."
-            )
-        if self.max_lag == 0 and self.num_videos_per_prompt > 1:
-            raise ValueError(
-                f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `max_lag`, 0, keeps one beam. Use 1 "
-                "video, or no `max_lag`."
             )
         if self.score_normalization is not None and getattr(search, "compares_rounds", False):
             raise ValueError(
