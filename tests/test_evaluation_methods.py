@@ -9,9 +9,10 @@ from tiny_rewards import save_reward, videoalign_reward
 
 from stream_t1.demo import load_pipeline
 from stream_t1.demo.clips import Caption, render_clip
-from stream_t1.demo.evaluation.methods import METHODS, best_path, find_method, make_video, num_candidates
-from stream_t1.demo.evaluation.metrics import JudgeMetric, RewardMetric, checker_metric, load_metrics, measure
 from stream_t1.demo.judge import load_judge
+from stream_t1.demo.verdicts import JudgeMetric, checker_metric
+from stream_t1.evaluation.methods import METHODS, best_path, find_method, make_video, num_candidates
+from stream_t1.evaluation.metrics import RewardMetric, load_metrics, measure
 from stream_t1.rewards import SharpnessReward
 from stream_t1.search.trace import CandidateTrace, ChunkTrace, ChunkWork, FinalTrace, SearchTrace
 

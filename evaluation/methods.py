@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from diffusers.utils import logging
 
-from ...pipeline_stream_t1 import StreamT1Pipeline
-from ...rewards.scoring import RewardScore, score_clips
-from ...search.memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, SlidingWindow, StaticSink
-from ...search.reward_pruning import fuse_scores, keep_best
-from ...search.trace import CandidateTrace, SearchTrace
+from ..pipeline_stream_t1 import StreamT1Pipeline
+from ..rewards.scoring import RewardScore, score_clips
+from ..search.memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, SlidingWindow, StaticSink
+from ..search.reward_pruning import fuse_scores, keep_best
+from ..search.trace import CandidateTrace, SearchTrace
 
 logger = logging.get_logger(__name__)
 
@@ -64,7 +64,7 @@ METHODS = {
         Method("beam", "beams"),
         Method("beam+noise", "beams", noise_correlation=-0.1),
         Method("beam+memory", "beams", memory=RewardRoutedSink()),
-        # The default threshold, 0.2, is of VideoAlign's scale; the demo's rewards, in [0, 1], hardly ever fall so far.
+        # The default threshold, 0.2, is of VideoAlign's scale; rewards in [0, 1] hardly ever fall so far.
         Method("beam+appends", "beams", memory=RewardRoutedSink(transition_threshold=0.01)),
         Method("full", "beams", memory=RewardRoutedSink(), noise_correlation=-0.1),
     )

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..card import load_pyplot
-from ..clips import parse_caption
 from .metrics import WINDOW_CHUNKS
+from .pictures import load_pyplot
 from .results import Job, Row
 from .statistics import Difference, Estimate, difference, estimate
 from .suites import Suite
@@ -156,10 +155,10 @@ def growth_table(found: SuiteRows, verdicts: Sequence[str]) -> str:
 def group_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
     """Where the last entry helps and where it does not: its verdicts and the baseline's, by what prompts say."""
     baseline, last, tables = found.suite.baseline, found.suite.entries[-1], {}
-    for grouping in found.suite.groupings:
+    for grouping, group_of in found.suite.groupings.items():
         groups: dict[str, set[str]] = {}
         for prompt, _ in found.suite.tasks:
-            groups.setdefault(getattr(parse_caption(prompt), grouping), set()).add(prompt)
+            groups.setdefault(group_of(prompt), set()).add(prompt)
         lines = []
         for group, prompts in sorted(groups.items()):
             cells = [group]

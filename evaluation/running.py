@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from diffusers.utils import logging
 
-from ...pipeline_stream_t1 import StreamT1Pipeline, __version__
+from ..pipeline_stream_t1 import StreamT1Pipeline, __version__
 from .methods import Video, best_path, find_method, make_video
 from .metrics import Metric, measure
 from .results import SURROUNDINGS, Job, Row, append_row, is_finished, keep_configuration, new_row, read_rows
