@@ -108,11 +108,6 @@ def test_every_command_says_what_it_does_and_which_arguments_it_has(command, cap
     assert said.startswith(f"usage: stream-t1 {command} [-h]") and len(said.splitlines()) > 5
 
 
-def test_every_file_of_commands_is_a_command():
-    files = {path.stem for path in (ROOT / "commands").glob("*.py")} - {"__init__"}
-    assert {name.replace("-", "_") for name in COMMANDS} == files
-
-
 def test_leaves_import_nothing_that_the_project_does_not_require():
     allowed = {"torch", "diffusers", "transformers", "numpy", "PIL", "safetensors", "huggingface_hub"}
     used = {name.split(".")[0] for path in LEAVES for name in absolute_imports(path)}
