@@ -1,4 +1,4 @@
-"""How a video is made: what competes with what, and which of the paper's units are on.
+"""Methods to make a video: what competes with what, and which of the paper's units are on.
 
 A budget is the denoising forwards that a chunk may cost. With n steps it pays for `budget / n` candidates of every
 chunk, whatever competes: whole videos, chunks or beams.
@@ -35,7 +35,7 @@ class Method:
 
     @property
     def is_guided(self) -> bool:
-        """Whether rewards are asked at every chunk."""
+        """True where rewards score every chunk."""
         return self.has_rewards and self.competition != "videos"
 
     def with_correlation(self, noise_correlation: float) -> "Method":
@@ -91,7 +91,7 @@ def find_method(name: str) -> Method:
 
 
 def num_candidates(method: Method, budget: int, num_steps: int) -> int:
-    """How many candidates of a chunk the budget pays for.
+    """Number of candidates of a chunk that the budget pays for.
 
     Raises:
         ValueError: none, part of one, or a number that the method can't use.
@@ -111,7 +111,7 @@ def num_candidates(method: Method, budget: int, num_steps: int) -> int:
 def make_video(
     pipe: StreamT1Pipeline, method: Method, *, budget: int, prompt: str, seed: int, **arguments: int
 ) -> Video:
-    """One video. All methods of a seed have the plain sample's first chunk among their candidates.
+    """Makes one video. All methods of a seed have the plain sample's first chunk among their candidates.
 
     Args:
         budget: denoising forwards per chunk.

@@ -36,20 +36,20 @@ def measure(
     prompt: str,
     fps: float,
     *,
-    chunk_frames: int,
+    frames_per_chunk: int,
     in_windows: Container[str],
 ) -> Measurement:
-    """What the metrics say of a video. One that fails is named, the others go on.
+    """Takes all metrics of a video. One that fails is named, the others go on.
 
     Args:
         frames: (F, 3, H, W) uint8.
-        chunk_frames: frames of every chunk but the first, which has 3 fewer.
+        frames_per_chunk: pixel frames of every chunk but the first, which has 3 fewer.
         in_windows: metrics that are taken in windows too, and "NAME.lowest" is the lowest of these. Of the others
             nothing but their own number is kept.
     """
     measurement = Measurement()
-    length = WINDOW_CHUNKS * chunk_frames - 3
-    begins = range(0, len(frames) - length + 1, chunk_frames)
+    length = WINDOW_CHUNKS * frames_per_chunk - 3
+    begins = range(0, len(frames) - length + 1, frames_per_chunk)
     for name, metric in metrics.items():
         try:
             scores = metric(frames, prompt, fps)
