@@ -29,11 +29,11 @@ class CandidateTrace:
     long: float | None  # video reward of the window
     score: float | None  # the two fused, after normalisation if any
     kept: bool
-    kept_as: list[int]  # which beams it became, best first; empty when it was not kept
     route: str | None  # decided for this chunk, for when it leaves the window; None at chunk 0
     parts: dict[str, float] = field(default_factory=dict)  # "image.NAME" and "video.NAME" to the reward's parts
     lost: str | None = None  # why it has no score
     thumbnail: str | None = None  # a small picture out of the chunk, as a data URL; None unless it was asked for
+    kept_as: list[int] = field(default_factory=list)  # which of the next beams it became; before version 0.2 not told
 
     @classmethod
     def of(cls, candidate: "beam.Candidate", kept_as: list[int], thumbnail: str | None) -> "CandidateTrace":
@@ -89,6 +89,13 @@ class ChunkTrace:
     sinks: list[list[int]]  # per kept beam, the first latent frame of each sink
     work: ChunkWork
 
+    def grown_into(self, beam_index: int) -> CandidateTrace:
+        """The candidate that became a beam; in traces before version 0.2, beams stand in the order of their scores."""
+        for candidate in self.candidates:
+            if beam_index in candidate.kept_as:
+                return candidate
+        return sorted((c for c in self.candidates if c.kept), key=lambda c: -c.score)[beam_index]
+
 
 @dataclass(frozen=True)
 class FinalTrace:
@@ -128,7 +135,7 @@ class SearchTrace:
             raise ValueError("This search is not finished: the best of its beams is not known.")
         place, path = self.final.order[0], []
         for chunk in reversed(self.chunks):
-            path.append(next(candidate for candidate in chunk.candidates if place in candidate.kept_as))
+            path.append(chunk.grown_into(place))
             place = path[-1].parent
         return path[::-1]
 
@@ -150,7 +157,7 @@ class SearchTrace:
         chunks = [
             ChunkTrace(
                 fusion_weight=chunk["fusion_weight"],
-                candidates=[CandidateTrace(**candidate) for candidate in _with_places(chunk["candidates"])],
+                candidates=[CandidateTrace(**candidate) for candidate in chunk["candidates"]],
                 evicted=[EvictionTrace(**eviction) for eviction in chunk["evicted"]],
                 sinks=chunk["sinks"],
                 work=ChunkWork(**chunk["work"]),
@@ -159,12 +166,3 @@ class SearchTrace:
         ]
         final = content.pop("final")
         return cls(**content, chunks=chunks, final=None if final is None else FinalTrace(**final))
-
-
-def _with_places(candidates: list[dict]) -> list[dict]:
-    """The candidates with `kept_as`, which traces before version 0.2 lack: their beams were ordered by score."""
-    if all("kept_as" in candidate for candidate in candidates):
-        return candidates
-    kept = [index for index, candidate in enumerate(candidates) if candidate["kept"]]
-    places = {index: place for place, index in enumerate(sorted(kept, key=lambda i: -candidates[i]["score"]))}
-    return [{**each, "kept_as": [places[i]] if i in places else []} for i, each in enumerate(candidates)]
