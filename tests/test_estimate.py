@@ -48,7 +48,7 @@ RUNS = {
     ),
     "two beams": ("reward", {"memory": APPENDS, **TWO_STEPS}),
     "a short window": (
-        "decode",
+        "reward",
         {"num_beams": 3, "num_candidates": 1, "memory": APPENDS, "reward_window": 2, **TWO_STEPS},
     ),
     "a monitor": (
@@ -65,6 +65,8 @@ RUNS = {
             "trace_thumbnails": True,
             "memory": StaticSink(),
             "callback_on_chunk_end": the_first,
+            "num_beams": 2,
+            "num_candidates": 2,
             **TWO_STEPS,
             **NO_REWARDS,
         },

@@ -242,7 +242,9 @@ def test_a_chunk_costs_the_same_however_long_the_video_is(toy_pipeline, embeds):
         chunks = [chunk for beam in beams for chunk in (*beam.memory.sinks, *beam.memory.window)]
         storages = {tensor.data_ptr(): tensor.nbytes for chunk in chunks for tensor in (chunk.key, chunk.value)}
         states = [beam.decoder_state.num_bytes for beam in beams if beam.decoder_state is not None]
-        remembered.append((len(chunks), sum(states), chunks and sum(storages.values()) <= 6 * chunks[0].key.nbytes * 2))
+        remembered.append(
+            (len(chunks), sum(states), chunks and sum(storages.values()) <= 6 * chunks[0].key.nbytes * 2)
+        )
 
     arguments = {"image_reward": brightness, "video_reward": False, "memory": StaticSink()}
     trace = toy_pipeline(prompt_embeds=embeds, num_frames=357, search=Watched(measure), **arguments).trace
