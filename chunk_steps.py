@@ -30,7 +30,7 @@ from .search.noise_propagation import SEED_MODES, candidate_generator, draw_nois
 from .search.plan import PromptPlan
 from .search.policy_config import policy_positions
 from .search.reward_pruning import fused_score, normalize_scores
-from .search.running import SearchInterrupted, begin_step
+from .search.running import SearchInterrupted
 from .search.trace import ChunkWork
 
 
@@ -175,7 +175,7 @@ class ChunkSteps:
             if self.pipe.interrupt:
                 raise SearchInterrupted
             timestep, noisy = self.timesteps[step], latents
-            begin_step(self.pipe, self.num_steps, timestep, self.plan.request.attention_kwargs)
+            self.pipe.begin_step(self.num_steps, timestep, self.plan.request.attention_kwargs)
             velocity = self._velocity(noisy, timestep, memory, self._prompts.begin(step))
             sigma, next_sigma = self.levels[step : step + 2]
             fresh = self._noise([c.renoise[step] for c in batch]) if next_sigma > 0.0 else None

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
@@ -220,6 +220,27 @@ class VideoRequest:
         """One generator, or None, for each prompt."""
         return per_prompt("generator", self.generator, torch.Generator, self.num_prompts)
 
+    def check(self, *, has_text_encoder: bool, text_dim: int, has_vae: bool, tensor_inputs: Sequence[str]) -> None:
+        """Checks what depends on the models of a pipeline.
+
+        Args:
+            tensor_inputs: what `callback_on_step_end` may be given.
+
+        Raises:
+            ValueError, TypeError: the call asks for what they cannot give.
+        """
+        self.check_prompt(has_text_encoder, text_dim)
+        self.check_monitors()
+        self.reward_prompts()
+        self.generators()
+        if self.output_type != "latent" and not has_vae:
+            raise ValueError(f'`output_type` is {self.output_type!r}, and this pipeline has no VAE; use "latent".')
+        if not set(self.callback_tensor_inputs) <= set(tensor_inputs):
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` is {list(self.callback_tensor_inputs)}; it may name "
+                f"{list(tensor_inputs)}."
+            )
+
     def check_prompt(self, has_text_encoder: bool, text_dim: int) -> None:
         """
         Raises:
@@ -237,14 +258,6 @@ class VideoRequest:
             raise TypeError(f"`prompt` is {self.prompt!r}; it must be a string, or a list of one or more strings.")
         if not has_text_encoder:
             raise ValueError("`prompt` needs a text encoder and a tokenizer; without them give `prompt_embeds`.")
-
-    def check_per_prompt(self) -> None:
-        """
-        Raises:
-            ValueError, TypeError: there are not as many reward prompts or generators as prompts.
-        """
-        self.reward_prompts()
-        self.generators()
 
     def check_monitors(self) -> None:
         """

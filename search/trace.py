@@ -36,8 +36,8 @@ class CandidateTrace:
     kept_as: list[int] = field(default_factory=list)  # which of the next beams it became; before version 0.2 not told
 
     @classmethod
-    def of(cls, candidate: "beam.Candidate", kept_as: list[int], thumbnail: str | None) -> "CandidateTrace":
-        own = {"kept": bool(kept_as), "kept_as": kept_as, "thumbnail": thumbnail}
+    def of(cls, candidate: "beam.Candidate", kept_as: list[int]) -> "CandidateTrace":
+        own = {"kept": bool(kept_as), "kept_as": kept_as}
         names = (field.name for field in fields(cls) if field.name not in own)
         return cls(**own, **{name: getattr(candidate, name) for name in names})
 
@@ -88,6 +88,18 @@ class ChunkTrace:
     evicted: list[EvictionTrace]  # as the chunk was committed
     sinks: list[list[int]]  # per kept beam, the first latent frame of each sink
     work: ChunkWork
+
+    @classmethod
+    def of(
+        cls,
+        candidates: list[CandidateTrace],
+        beams: "list[beam.Beam]",
+        fusion_weight: float,
+        work: ChunkWork,
+    ) -> "ChunkTrace":
+        """The record of a chunk from its candidates and the beams that grew from them."""
+        evicted = [EvictionTrace(place, *left) for place, beam in enumerate(beams) for left in beam.evicted]
+        return cls(fusion_weight, candidates, evicted, [beam.sink_start_frames for beam in beams], work)
 
     def grown_into(self, beam_index: int) -> CandidateTrace:
         """The candidate that became a beam; in traces before version 0.2, beams stand in the order of their scores."""
