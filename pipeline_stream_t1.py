@@ -369,7 +369,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         for row, (prompt, reward_prompt, generator) in enumerate(given):
             seeds = tuple(base_seed(generator, request.candidate_seeds) for _ in range(plan.num_lineages))
             noise = None if request.latents is None else request.latents[row]
-            inputs = PromptPlan(plan, seeds, prompt, reward_prompt or "", noise)
+            inputs = PromptPlan(plan, seeds, prompt, reward_prompt, noise)
             first = Prompt(prompt_embeds[row : row + 1])
             searches.append(PromptSearch(inputs, first, inputs.new_trace(__version__), [Beam(ChunkMemory())]))
         return searches

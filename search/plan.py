@@ -105,12 +105,16 @@ class PromptPlan:
     plan: SearchPlan
     seeds: tuple[int, ...]  # bases of the candidates' seeds, one per lineage
     words: str | None  # the prompt; None where there are only embeddings
-    reward_words: str  # what rewards read
+    reward_prompt: str | None  # what rewards read; None where they read empty texts
     noise: torch.Tensor | None  # (C, F, h, w) of the whole video, if the caller gave it
+
+    @property
+    def reward_words(self) -> str:
+        return self.reward_prompt or ""
 
     def new_trace(self, version: str) -> "trace.SearchTrace":
         """The record of a search that has not begun."""
-        words = {"prompt": self.words, "reward_prompt": self.reward_words if self.reward_words else None}
+        words = {"prompt": self.words, "reward_prompt": self.reward_prompt}
         return trace.SearchTrace({**words, **self.plan.as_config()}, self.seeds[0], self.plan.fps, version, chunks=[])
 
 
