@@ -134,7 +134,9 @@ def test_early_stop_has_a_last_round():
 def test_rounds_draw_other_seeds():
     steps = FakeSteps(range(20), chunk_index=1)
     EarlyStop(BeamSearch(2, 3), patience=9, max_rounds=3)(steps, beams(2))
-    assert [call for call in steps.calls if call[0] == "propose"] == [("propose", [3, 3], first) for first in (0, 3, 6)]
+    assert [call for call in steps.calls if call[0] == "propose"] == [
+        ("propose", [3, 3], first) for first in (0, 3, 6)
+    ]
     assert len({(c.parent, c.seed) for c in steps.proposed}) == 18
 
 
@@ -362,7 +364,11 @@ def test_a_choice_that_is_none_is_told_before_the_clean_pass(toy_pipeline, embed
         ({"search": BestOfN(2), "num_candidates": 1}, ValueError, "`num_candidates` is 1, and `search` is BestOfN"),
         ({"search": BestOfN(2), "num_videos_per_prompt": 3}, ValueError, "`num_videos_per_prompt` is 3.*2, are kept"),
         ({"search": BestOfN(2), "candidate_seeds": "reference"}, ValueError, "videos of BestOfN alike"),
-        ({"search": BestOfN(2), "score_normalization": "rank"}, ValueError, "`score_normalization` is 'rank'.*BestOfN"),
+        (
+            {"search": BestOfN(2), "score_normalization": "rank"},
+            ValueError,
+            "`score_normalization` is 'rank'.*BestOfN",
+        ),
         ({"search": KeepTwice(num_beams=0)}, ValueError, "`num_beams` of KeepTwice is 0; it must be 1 or more"),
         ({"search": KeepTwice(num_beams=1.5)}, TypeError, "`num_beams` of KeepTwice is 1.5"),
         ({"search": BeamSearch(2, 2), "image_reward": False, "video_reward": False}, ValueError, "BeamSearch.*drops"),
