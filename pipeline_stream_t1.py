@@ -258,8 +258,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         Nothing is loaded, computed or changed.
 
         Args:
-            height, width, num_frames, arguments: those of `__call__`, with its defaults. A prompt is not needed; the
-                estimate is for one.
+            height, width, num_frames, arguments: those of `__call__`, with its defaults. A prompt is not needed; of
+                several, the estimate is for one.
 
         Returns:
             `RunEstimate`; printed, it is a table. Weights are counted wherever they are now; of rewards, those that
@@ -269,13 +269,15 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         Raises:
             ValueError, TypeError: as `__call__`; or the search says nothing of its work.
         """
-        given = arguments.pop("prompt_embeds", None)
-        num_tokens = arguments.get("max_sequence_length", VideoRequest.max_sequence_length)
-        num_tokens = num_tokens if given is None else given.shape[1]
-        text_dim = 1 if self.transformer is None else self.transformer.config.text_dim
-        arguments |= {"prompt": None, "prompt_embeds": torch.empty(1, num_tokens, text_dim, device="meta")}
-        arguments |= {"reward_prompt": "", "height": height, "width": width, "num_frames": num_frames}
-        plan = self._plan(VideoRequest(**arguments))
+        request = VideoRequest(height=height, width=width, num_frames=num_frames, **arguments)
+        if request.prompt is None and request.prompt_embeds is None:
+            text_dim = 1 if self.transformer is None else self.transformer.config.text_dim
+            prompt_embeds = torch.empty(1, request.max_sequence_length, text_dim, device="meta")
+            words = "" if request.reward_prompt is None else request.reward_prompt
+            request = replace(request, prompt_embeds=prompt_embeds, reward_prompt=words)
+        plan = self._plan(request)
+        embeds = request.prompt_embeds
+        num_tokens = request.max_sequence_length if embeds is None else embeds.shape[1]
         models = {**self.components, **plan.rewards}
         modules = {id(model): name for name, model in reversed(models.items()) if isinstance(model, torch.nn.Module)}
         weights = {name: weight_bytes(models[name]) for name in reversed(modules.values())}

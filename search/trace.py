@@ -145,10 +145,14 @@ class SearchTrace:
         """
         if self.final is None:
             raise ValueError("This search is not finished: the best of its beams is not known.")
-        place, path = self.final.order[0], []
+        return self.path(self.final.order[0])
+
+    def path(self, beam_index: int) -> list[CandidateTrace]:
+        """The chunks of one of the last kept beams, the first one first."""
+        path = []
         for chunk in reversed(self.chunks):
-            path.append(chunk.grown_into(place))
-            place = path[-1].parent
+            path.append(chunk.grown_into(beam_index))
+            beam_index = path[-1].parent
         return path[::-1]
 
     def keep_last(self, num_chunks: int) -> None:
