@@ -11,7 +11,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from huggingface_hub.utils import tqdm
 
-from .folder import WANTED, check_base
+from ..loaders.folder import WANTED, check_base
 from .reading import open_checkpoint, read_json
 from .sources import Source, find_folder
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
+from ..loaders.folder import model_index, write_code
 from ..search.geometry import check_chunk_multiple
-from ..search.settings import policy_config
+from ..search.policy_config import policy_config
 from .base import PATTERNS, Base, open_base, place_components
 from .cards import Conversion, Origin, generator_card, hub_license
-from .folder import model_index, write_code
 from .layouts import GENERATORS, WAN_BASE, Generator
 from .lora import Lora, merge_lora, open_lora, write_lora
 from .reading import Checkpoint, TensorInfo, check_keys, open_checkpoint, read_json

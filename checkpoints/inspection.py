@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..loaders.folder import PIPELINE
 from .base import open_base
-from .folder import PIPELINE
 from .layouts import GENERATORS
 from .lora import find_loras
 from .reading import Checkpoint, TensorInfo, open_checkpoint, read_json

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 
-from ..checkpoints.folder import model_index
+from ..loaders.folder import model_index
 from .clips import FPS, FRAME_PIXELS
 from .teacher_forcing import CHUNK_FRAMES
 from .train_transformer import SHIFT, TextToVideo

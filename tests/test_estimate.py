@@ -48,7 +48,7 @@ RUNS = {
     ),
     "two beams": ("reward", {"memory": APPENDS, **TWO_STEPS}),
     "a short window": (
-        "decode",
+        "reward",
         {"num_beams": 3, "num_candidates": 1, "memory": APPENDS, "reward_window": 2, **TWO_STEPS},
     ),
     "a monitor": (
@@ -65,6 +65,8 @@ RUNS = {
             "trace_thumbnails": True,
             "memory": StaticSink(),
             "callback_on_chunk_end": the_first,
+            "num_beams": 2,
+            "num_candidates": 2,
             **TWO_STEPS,
             **NO_REWARDS,
         },
@@ -147,12 +149,10 @@ def test_the_full_size_is_estimated_without_its_weights():
     one_chunk = (three.flops["denoise"] - two.flops["denoise"]) / 4
     assert one_chunk / 1e12 == pytest.approx(11.7 + 16.1 + 0.44, abs=0.1)
     assert two.always_bytes["memory"] / 1e9 == pytest.approx(4 * 0.8626 + 0.094, abs=0.01)  # and the prompt's
-    searched = pipe.estimate(num_frames=141, image_reward=first_number, video_reward=first_number)
-    states = (
-        searched.stage_bytes["denoise"]
-        - pipe.estimate(num_frames=141, output_type="latent", **NO_REWARDS).stage_bytes["denoise"]
-    )
-    assert states / 1e9 == pytest.approx(2 * 1.9, rel=0.1)
+    two_beams = {"num_frames": 141, "num_beams": 2, "num_candidates": 1}
+    seen = pipe.estimate(image_reward=first_number, video_reward=first_number, **two_beams).stage_bytes
+    unseen = pipe.estimate(output_type="latent", **two_beams, **NO_REWARDS).stage_bytes
+    assert (seen["denoise"] - unseen["denoise"]) / 1e9 == pytest.approx(2 * 1.9, rel=0.1)
 
 
 def test_an_estimate_is_printed_as_a_table(demo):

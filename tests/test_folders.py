@@ -12,8 +12,8 @@ from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DMode
 import stream_t1
 from stream_t1 import CausalWanTransformer3DModel, FewStepFlowMatchScheduler, StreamT1Pipeline
 from stream_t1.__main__ import main
-from stream_t1.checkpoints.folder import model_index
 from stream_t1.demo import load_pipeline
+from stream_t1.loaders.folder import model_index
 from stream_t1.rewards.base import ModuleReward
 
 ROOT = Path(stream_t1.__file__).parent
@@ -94,7 +94,7 @@ def test_a_saved_folder_holds_no_rewards_and_the_code_that_loads_it(toy_models, 
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["image_reward"] == index["video_reward"] == [None, None] and not (tmp_path / "video_reward").exists()
     assert StreamT1Pipeline.from_pretrained(tmp_path).video_reward is None
-    for name in ("pipeline_stream_t1.py", "search/beam.py", "models/memory.py", "checkpoints/folder.py"):
+    for name in ("pipeline_stream_t1.py", "search/beam.py", "models/memory.py", "loaders/folder.py"):
         assert (tmp_path / name).read_text() == (ROOT / name).read_text()
 
 
@@ -107,7 +107,7 @@ def test_a_saved_folder_says_from_where_its_rewards_were_loaded(toy_models, embe
     loaded = StreamT1Pipeline.from_pretrained(tmp_path)
     assert loaded.image_reward is None and loaded.config.reward_sources == {"image_reward": "org/hpsv3"}
     loaded(prompt_embeds=embeds, num_frames=9, video_reward=brightness, output_type="latent")
-    assert "There is no `image_reward`: it scores 0. The pipeline was saved with the one of" in caplog.text
+    assert "There is no `image_reward`. The pipeline was saved with the one of" in caplog.text
     assert "`image_reward='org/hpsv3'`" in caplog.text
 
 

@@ -12,7 +12,7 @@ from fresh_process import FreshProcesses, filmed
 from hub import Hub
 
 from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
-from stream_t1.checkpoints.folder import write_code
+from stream_t1.loaders.folder import write_code
 
 IMPORTS = "from diffusers import DiffusionPipeline, WanPipeline\n"
 PACKAGE_IMPORTS = IMPORTS + "from stream_t1 import StreamT1Pipeline\n"

@@ -23,7 +23,11 @@ CASES = {
     "reward_window": ({"reward_window": 0}, ValueError, "`reward_window` is 0"),
     "beta": ({"noise_correlation": -1.0}, ValueError, "`noise_correlation` is -1.0.*between -1 and 1"),
     "cap": ({"short_weight_cap": 1.5}, ValueError, r"`short_weight_cap` is 1.5.*\[0, 1\]"),
-    "videos": ({"num_videos_per_prompt": 3}, ValueError, "`num_videos_per_prompt` is 3.*`num_beams`, 2"),
+    "videos": (
+        {"num_videos_per_prompt": 3},
+        ValueError,
+        "`num_videos_per_prompt` is 3.*`num_beams`, 2|`stream` is for one video",
+    ),
     "prompt and embeds": ({"prompt_embeds": torch.zeros(1, 6, 8)}, ValueError, "both `prompt` and `prompt_embeds`"),
     "neither": ({"prompt": None}, ValueError, "neither `prompt` nor `prompt_embeds`"),
     "prompt type": ({"prompt": 5}, TypeError, "`prompt` is 5"),
