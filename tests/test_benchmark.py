@@ -1,5 +1,6 @@
 """What the benchmark reports, at toy size."""
 
+import itertools
 import json
 import socket
 import sys
@@ -150,6 +151,11 @@ def test_flatness_compares_the_medians_of_early_and_late_chunks(monkeypatch):
         assert medians == [median(early), median(late)] and min(medians) > 0
 
 
-def test_overhead_is_a_share_of_the_time():
+def test_overhead_is_the_share_of_time_beside_the_forwards(monkeypatch):
+    """On a clock that goes on by a second whenever it is read: a forward takes one, from beginning to end."""
+    monkeypatch.setattr(chunk_cost.time, "perf_counter", itertools.count().__next__)
     results = chunk_cost.main(["--model", "toy", "--overhead", "--chunks", "2", "--warmup", "1"])
-    assert all(0 < share < 1 for share in results["share_outside"])
+    inside, outside = results["seconds_in_forwards"], results["seconds_outside"]
+    assert inside == [2 * 4 + 1] * chunk_cost.OVERHEAD_RUNS  # the steps of two chunks, and the clean pass between them
+    assert outside == [outside[0]] * len(inside) and outside[0] > inside[0]  # the two readings around each forward
+    assert results["share_outside"] == [b / (a + b) for a, b in zip(inside, outside, strict=True)]
