@@ -30,8 +30,11 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 # The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
 # its siblings use.
+from .loaders.adapters import Adapter  # noqa: F401
 from .loaders.folder import FolderMixin
 from .loaders.hooks import HooksMixin
+from .loaders.lora_files import LoraFile  # noqa: F401
+from .loaders.wan_names import diffusers_name  # noqa: F401
 from .models.alignment import align_weights
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory

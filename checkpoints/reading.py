@@ -60,6 +60,7 @@ class Checkpoint:
     files: tuple[Path, ...]  # what the tensors are read from
     dicts: Mapping[str, Mapping[str, TensorInfo]]  # "" is the top level; a dict in a dict is "outer.inner"
     _file_of: Mapping[str, Path] = field(repr=False)  # by key, where there are several files
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of the header, where it is one safetensors file
 
     @property
     def num_bytes(self) -> int:
@@ -239,11 +240,13 @@ def _files_of_folder(folder: Path) -> tuple[Path, ...]:
 def _open_safetensors(path: Path, files: tuple[Path, ...]) -> Checkpoint:
     infos: dict[str, TensorInfo] = {}
     file_of: dict[str, Path] = {}
+    metadata: dict[str, str] = {}
     for file in files:
         if _is_pickle(file):
             raise ValueError(f"{file} is called safetensors and is a pickle; call it by another name.")
         try:
             with safe_open(file, "pt") as opened:
+                metadata = opened.metadata() or {}
                 for key in opened.keys():  # noqa: SIM118 - it is no mapping
                     if key in infos:
                         raise ValueError(f"{path} has {key!r} in two shards, {file_of[key].name} and {file.name}.")
@@ -254,7 +257,7 @@ def _open_safetensors(path: Path, files: tuple[Path, ...]) -> Checkpoint:
             raise ValueError(f"{file} can't be read as safetensors: it is truncated or damaged ({error}).") from error
     if not infos:
         raise ValueError(f"{path} holds no tensors.")
-    return Checkpoint(path, files, {"": infos}, file_of)
+    return Checkpoint(path, files, {"": infos}, file_of, metadata if len(files) == 1 else {})
 
 
 def _dtype(name: str, file: Path) -> torch.dtype:
