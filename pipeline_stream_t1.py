@@ -60,6 +60,7 @@ from .rewards.scoring import (
     resolve_reward,
     score_clips,
 )
+from .rewards.torch_files import StoredTensor  # noqa: F401
 from .rewards.videoalign import VideoAlignReward  # noqa: F401
 from .rewards.vision_input import sampled_indices  # noqa: F401
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
