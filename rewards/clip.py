@@ -221,13 +221,12 @@ def read_layers(path: Path, embed_dim: int) -> nn.Sequential:
 
 def _read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
     """Tensors of a state dict in a file, by name; none where the file holds something else."""
-    if path.suffix == ".safetensors":
-        try:
+    try:
+        if path.suffix == ".safetensors":
             return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} can't be read as a file of tensors alone; download it again: {error}") from error
-    content = torch_files.open_torch_file(path)
-    if not isinstance(content, Mapping):
-        return {}
-    stored = {name: tensor for name, tensor in content.items() if isinstance(tensor, torch_files.StoredTensor)}
-    return torch_files.read_tensors(path, stored)
+        content = torch_files.open_torch_file(path)
+        stored = content.items() if isinstance(content, Mapping) else ()
+        stored = {name: tensor for name, tensor in stored if isinstance(tensor, torch_files.StoredTensor)}
+        return torch_files.read_tensors(path, stored)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as a file of tensors alone; download it again: {error}") from error

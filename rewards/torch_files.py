@@ -152,7 +152,7 @@ class _Refusal(ValueError):
 
 
 def _unreadable(path: Path, reason: str) -> _Refusal:
-    return _Refusal(f"{path} can't be read as a file of tensors: {reason}.")
+    return _Refusal(f"{path} can't be read as a checkpoint: {reason}.")
 
 
 def _records(path: Path) -> dict[str, Record]:
@@ -315,7 +315,7 @@ class _Pickle:
             return _Global(full)
         if module == "torch._utils" and name in (*TENSORS, *PARAMETERS):
             return _Global(full)
-        raise self._more_than_tensors(full)
+        raise self._more_than_tensors(full.removeprefix("builtins."))
 
     def _on_build(self, argument: None) -> None:
         self._take(1)  # attributes of what is below, such as the versions of modules on a state dict

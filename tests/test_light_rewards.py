@@ -208,7 +208,7 @@ def test_a_compressed_head_is_refused_without_being_unpacked(clip_folder, tmp_pa
     with zipfile.ZipFile(tmp_path / "head.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
-    with pytest.raises(ValueError, match="head.pth can't be read as a file of tensors: its record .* is compressed"):
+    with pytest.raises(ValueError, match="head.pth can't be read as a file of tensors.* record .* is compressed"):
         AestheticReward.from_pretrained(clip_folder, head=tmp_path / "head.pth")
 
 
