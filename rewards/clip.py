@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from . import base, loading, resizing, torch_files
 
@@ -59,7 +59,7 @@ class ClipTextReward(base.PictureReward):
             tokenizer: where its tokenizer is, when not beside the model.
         """
         model = loading.load_whole(CLIPModel, name_or_folder, dtype)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer or name_or_folder)
+        tokenizer = loading.load_tokenizer(tokenizer or name_or_folder)
         return cls(model, tokenizer, frame_stride=frame_stride, micro_batch_size=micro_batch_size)
 
     def check_prompts(self, prompts: list[str]) -> None:

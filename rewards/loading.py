@@ -58,7 +58,7 @@ class ConvertedFolder:
         _check_keys(self.path / CONFIG_NAME, self.config, names)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return AutoTokenizer.from_pretrained(self.path)
+        return load_tokenizer(self.path)
 
     def tensors(self, dtype: torch.dtype | None = None, keep_float32: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
         """The weights, on the CPU.
@@ -115,6 +115,24 @@ def open_folder(name_or_folder: str | Path) -> ConvertedFolder:
     return ConvertedFolder(path, config["kind"], config)
 
 
+def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer of a folder or the Hub, of a class of transformers; no code of the folder runs and nobody is asked.
+
+    Raises:
+        ValueError: it can only be made by code of its own.
+        Exception: whatever transformers raises where it is damaged or not there.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name_or_folder} names code of its own as its tokenizer (`auto_map` in a config), which never runs "
+            "here. Give one of a class of transformers, such as that of the model that it was tuned from."
+        ) from error
+
+
 def load_whole(
     model_class: type[PreTrainedModel], name_or_folder: str | Path, dtype: torch.dtype | None, **options: object
 ) -> PreTrainedModel:
@@ -129,6 +147,7 @@ def load_whole(
         name_or_folder,
         dtype=dtype or torch.float32,
         use_safetensors=True,
+        trust_remote_code=False,
         ignore_mismatched_sizes=True,  # they are told below, with the others
         output_loading_info=True,
         **options,
