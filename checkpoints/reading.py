@@ -207,10 +207,16 @@ def _walk(held: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, d
     """Tensors of every dict among dicts of dicts, and its name.
 
     What has no name, like an optimizer's state of a parameter, is none of a model's tensors.
+
+    Raises:
+        ValueError: an adapter's alpha is no tensor.
     """
     if not isinstance(held, Mapping) or depth > MAX_DEPTH:
         return
     named = {key: value for key, value in held.items() if isinstance(key, str)}
+    loose = [key for key, value in named.items() if key.endswith(".alpha") and isinstance(value, int | float)]
+    if loose:  # of an adapter; leaving them out would change what it does
+        raise ValueError(f"{len(loose)} alphas are numbers and no tensors, such as {loose[0]}; save them as tensors.")
     yield name, {key: value for key, value in named.items() if isinstance(value, StoredTensor)}
     for key, value in named.items():
         yield from _walk(value, f"{name}.{key}" if name else key, depth + 1)

@@ -88,7 +88,10 @@ class ConvertedFolder:
         shards = _read_json(index, ("weight_map",))["weight_map"]
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             raise _damaged(index, "its weight_map names no files")
-        return [self._file(Path(name).name) for name in sorted(set(shards.values()))]  # never a path out of the folder
+        outside = sorted(name for name in shards.values() if Path(name).name != name)
+        if outside:
+            raise _damaged(index, f"its weight_map names {outside[0]}, outside its folder")
+        return [self._file(name) for name in sorted(set(shards.values()))]
 
     def _file(self, name: str) -> Path:
         path = self.path / name
@@ -179,7 +182,7 @@ def _read_json(path: Path, needed: Sequence[str]) -> dict:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
+    except (ValueError, RecursionError) as error:  # no JSON, or no text
         raise _damaged(path, str(error)) from error
     if not isinstance(content, dict):
         raise _damaged(path, f"it holds a {type(content).__name__}, not keys and values")

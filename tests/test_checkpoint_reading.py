@@ -48,6 +48,12 @@ def test_nested_dicts_have_their_path_as_name_and_what_has_no_name_is_left_out(t
     assert checkpoint.read(["b"], dict_name="generator.model")["b"].shape == (4,)
 
 
+def test_an_alpha_that_is_no_tensor_is_not_left_out(tmp_path):
+    torch.save({**tensors(), "a.alpha": 8.0}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="1 alphas are numbers and no tensors, such as a.alpha"):
+        open_checkpoint(tmp_path / "x.pt")
+
+
 def test_a_dict_that_holds_itself_ends(tmp_path):
     state = tensors()
     state["again"] = state
