@@ -266,7 +266,7 @@ def _open_safetensors(path: Path, files: tuple[Path, ...]) -> Checkpoint:
             raise ValueError(f"{file} can't be read as safetensors: it is truncated or damaged ({error}).") from error
     if not infos:
         raise ValueError(f"{path} holds no tensors.")
-    return Checkpoint(path, files, {"": infos}, file_of, metadata if len(files) == 1 else {})
+    return Checkpoint(path, files, {"": infos}, file_of, metadata=metadata if len(files) == 1 else {})
 
 
 def _dtype(name: str, file: Path) -> torch.dtype:

@@ -85,6 +85,8 @@ class HooksMixin:
         if self.transformer is None:
             raise ValueError("`load_lora_weights` needs a transformer; this pipeline has none.")
         file = lora_files.fetch(source, **kwargs)
+        if file.tensors and all("." not in key for key in file.tensors):  # names no module: diffusers warns or raises
+            return super().load_lora_weights(source, adapter_name=adapter_name, **kwargs)
         shapes = _parameter_shapes(self.transformer)
         adapter = adapters.open_adapter(
             file.tensors,

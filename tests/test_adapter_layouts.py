@@ -335,6 +335,36 @@ def test_a_convolutions_pair_is_merged_over_its_kernel(merge, fuse):
     assert_same_weights(fuse(state), expected)
 
 
+def test_a_second_adapter_is_loaded_over_the_first(plain_folder):
+    pipe = StreamT1Pipeline.from_pretrained(plain_folder)
+    pipe.load_lora_weights(LAYOUTS["kohya"][0](), "first")
+    pipe.load_lora_weights(LAYOUTS["ComfyUI, alpha"][0](), "second")
+    pipe.set_adapters(["first", "second"])
+    pipe.fuse_lora(adapter_names=["first", "second"])
+    pipe.unload_lora_weights()
+    assert_same_weights(pipe.transformer.state_dict(), by_hand(0.25 + 0.5))
+
+
+def test_an_adapter_in_bfloat16_is_loaded_with_its_scale(plain_folder):
+    """Scaled matrices are float32 both, so that PEFT can multiply them whatever the model's type."""
+    pipe = StreamT1Pipeline.from_pretrained(plain_folder, dtype=torch.bfloat16)
+    state = {
+        key: tensor.bfloat16() for key, tensor in named("diffusion_model.", "lora_down", "lora_up", alpha=3.0).items()
+    }
+    pipe.load_lora_weights(state)
+    layer = pipe.transformer.blocks[0].attn1.to_q
+    a, b = (tensor.bfloat16().float() for tensor in pairs()["blocks.0.self_attn.q"])
+    x = noise(2, 96).bfloat16()
+    expected = layer.base_layer(x).float() + 3.0 / RANK * x.float() @ a.T @ b.T
+    torch.testing.assert_close(layer(x).float(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("state", [{}, {"generator.blocks.0.self_attn.q.weight": torch.ones(96, 96)}])
+def test_a_state_dict_that_is_no_adapter_is_refused(state, plain_folder):
+    with pytest.raises(ValueError, match="This state dict holds no LoRA"):
+        StreamT1Pipeline.from_pretrained(plain_folder).load_lora_weights(state)
+
+
 def test_of_several_adapters_in_one_file_the_generators_is_taken_or_none(merge, tmp_path):
     state = named("base_model.model.", "lora_A", "lora_B")
     torch.save({"critic_lora": state, "student_lora": state}, tmp_path / "lora.pt")
