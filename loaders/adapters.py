@@ -175,9 +175,11 @@ def for_diffusers(
     for module in modules:
         pair = adapter.pairs.get(f"{module}.weight")
         weight, bias = (differences.get(f"{module}.{kind}") for kind in ("weight", "bias"))
-        if pair is not None and pair.scale == 1.0 and weight is None and bias is None:
-            down, up = tensors[pair.down], tensors[pair.up]  # in their own type
-        else:
+        down, up = (tensors[pair.down], tensors[pair.up]) if pair is not None else (None, None)
+        is_plain = pair is not None and pair.scale == 1.0 and weight is None and bias is None
+        if (
+            not is_plain or down.dtype != up.dtype or down.dtype.itemsize == 1
+        ):  # PEFT multiplies equal types, not 8 bits
             down, up = _float_pair(pair, weight, tensors, shapes[f"{module}.weight"])
         state[f"transformer.{module}.lora_A.weight"] = down
         state[f"transformer.{module}.lora_B.weight"] = up
@@ -225,6 +227,7 @@ class _Scaling:
                 f"{name} has a config with {len(unknown)} settings that are unknown here: {_listing(unknown)}."
             )
         self.by_root = bool(config.get("use_rslora"))
+        self.rank = None if config.get("rank_pattern") else config.get("r")
         self.of_config = config.get("lora_alpha")
         self.patterns = config.get("alpha_pattern") or {}
         if not isinstance(self.patterns, dict):
@@ -241,6 +244,10 @@ class _Scaling:
         """
         if in_file is not None:
             self._check(in_file, module)
+        if self.rank not in (None, rank):
+            raise ValueError(
+                f"{self.name} has rank {rank} at {module}, and a config of rank {self.rank}: another file's."
+            )
         named = {"its keys": in_file, "its config": self._of_config(module), "the argument": self.alpha}
         said = {source: value for source, value in named.items() if value is not None}
         if len(set(said.values())) > 1:

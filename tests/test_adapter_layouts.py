@@ -71,6 +71,7 @@ LAYOUTS = {  # state dict, and the scale of its pairs
     "kohya": (lambda: as_kohya(named("", "lora_down", "lora_up", alpha=1.0)), 0.25),
     "kohya, no alpha": (lambda: as_kohya(named("", "lora_down", "lora_up")), 1.0),
     "diffusers": (lambda: in_diffusers_names(named("", "lora_A", "lora_B")), 1.0),
+    "diffusers, alpha": (lambda: named("transformer.", "lora_A", "lora_B", alpha=2.0), 0.5),
     "diffusers, old": (lambda: named("transformer.", "lora.down", "lora.up"), 1.0),
 }
 
@@ -311,6 +312,7 @@ def test_a_file_that_is_not_understood_in_full_is_refused_by_both(change, messag
         ({"peft_type": "LOHA"}, "peft_type=LOHA"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4"),
         ({"lora_alpha": "8"}, "alpha '8' for its config"),
+        ({"lora_alpha": 8, "r": 16}, "rank 4 at .*, and a config of rank 16"),
         ({"alpha_pattern": {"(": 8}}, "alpha_pattern '\\('"),
         ({"alpha_pattern": 8}, "alpha_pattern is 8"),
     ],
@@ -357,6 +359,16 @@ def test_an_adapter_in_bfloat16_is_loaded_with_its_scale(plain_folder):
     x = noise(2, 96).bfloat16()
     expected = layer.base_layer(x).float() + 3.0 / RANK * x.float() @ a.T @ b.T
     torch.testing.assert_close(layer(x).float(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float8_e4m3fn, torch.float8_e4m3fn)])
+def test_matrices_of_unequal_or_small_types_are_loaded_in_float32(dtypes, fuse):
+    state, expected = {}, original()
+    for module, matrices in pairs().items():
+        a, b = (matrix.to(dtype) for matrix, dtype in zip(matrices, dtypes, strict=True))
+        state |= {f"diffusion_model.{module}.lora_A.weight": a, f"diffusion_model.{module}.lora_B.weight": b}
+        expected[f"{module}.weight"] = expected[f"{module}.weight"] + b.float() @ a.float()
+    assert_same_weights(fuse(state), convert_wan_transformer(expected))
 
 
 @pytest.mark.parametrize("state", [{}, {"generator.blocks.0.self_attn.q.weight": torch.ones(96, 96)}])
