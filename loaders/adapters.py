@@ -177,9 +177,8 @@ def for_diffusers(
         weight, bias = (differences.get(f"{module}.{kind}") for kind in ("weight", "bias"))
         down, up = (tensors[pair.down], tensors[pair.up]) if pair is not None else (None, None)
         is_plain = pair is not None and pair.scale == 1.0 and weight is None and bias is None
-        if (
-            not is_plain or down.dtype != up.dtype or down.dtype.itemsize == 1
-        ):  # PEFT multiplies equal types, not 8 bits
+        # PEFT multiplies by matrices of one type, and of more than 8 bits.
+        if not is_plain or down.dtype != up.dtype or down.dtype.itemsize == 1:
             down, up = _float_pair(pair, weight, tensors, shapes[f"{module}.weight"])
         state[f"transformer.{module}.lora_A.weight"] = down
         state[f"transformer.{module}.lora_B.weight"] = up
@@ -203,12 +202,16 @@ def file_config(
     """
     if not metadata or METADATA_KEY not in metadata:
         return folder_config or {}
-    prefix = "transformer."  # of the component
     try:
-        entries = json.loads(metadata[METADATA_KEY]).items()
+        return transformer_config(json.loads(metadata[METADATA_KEY]))
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{name} has a damaged {METADATA_KEY} in its header: {error}.") from error
-    return {key.removeprefix(prefix): value for key, value in entries if key.startswith(prefix)}
+
+
+def transformer_config(metadata: Mapping[str, object]) -> dict[str, object]:
+    """Entries of diffusers' adapter metadata that are of the transformer."""
+    prefix = "transformer."
+    return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
 
 
 class _Scaling:
@@ -419,10 +422,11 @@ def _float_pair(
     if difference is not None:
         out_features, in_features = shape
         is_wide = out_features <= in_features
-        downs.append(difference if is_wide else torch.eye(in_features))
-        ups.append(torch.eye(out_features) if is_wide else difference)
+        identity = torch.eye(min(shape), dtype=torch.float32, device=difference.device)
+        downs.append(difference if is_wide else identity)
+        ups.append(identity if is_wide else difference)
     if not downs:  # of a bias alone
-        downs, ups = [torch.zeros(1, shape[1])], [torch.zeros(shape[0], 1)]
+        downs, ups = [torch.zeros(1, shape[1], dtype=torch.float32)], [torch.zeros(shape[0], 1, dtype=torch.float32)]
     return torch.cat(downs), torch.cat(ups, dim=1)
 
 

@@ -54,8 +54,7 @@ def fetch(source: str | PathLike | dict[str, torch.Tensor], **options: object) -
     if others:
         raise ValueError(f"{name} has {len(others)} entries that are no tensors: {', '.join(map(str, others[:3]))}.")
     if metadata:
-        prefix = "transformer."
-        config = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+        config = adapters.transformer_config(metadata)
     else:
         config = {} if isinstance(source, dict) else _config_beside(source, named)
     return LoraFile(name, tensors, config, bool(metadata))

@@ -4,6 +4,7 @@ Both are compared with a merge by hand: `W + alpha / rank * B A` for pairs, `+ d
 """
 
 import json
+import zipfile
 
 import pytest
 import torch
@@ -196,6 +197,14 @@ def test_alpha_is_that_of_the_files_header(merge, fuse, tmp_path):
     assert_same_weights(fuse(file), by_hand(2.0))
 
 
+@pytest.mark.parametrize("header", ["{", "[]", "[" * 100_000])
+def test_a_damaged_header_is_refused_by_the_converter(header, merge, tmp_path):
+    state = in_diffusers_names(named("", "lora_A", "lora_B"))
+    file = saved(state, tmp_path / "lora.safetensors", {"lora_adapter_metadata": header})
+    with pytest.raises(ValueError, match="lora.safetensors has a damaged lora_adapter_metadata in its header"):
+        merge(file)
+
+
 def test_an_alpha_of_the_argument_must_not_contradict_the_file(merge):
     state = named("diffusion_model.", "lora_down", "lora_up", alpha=2.0)
     with pytest.raises(ValueError, match="alphas for diffusion_model.*: 2 by its keys, 8 by the argument"):
@@ -375,6 +384,25 @@ def test_matrices_of_unequal_or_small_types_are_loaded_in_float32(dtypes, fuse):
 def test_a_state_dict_that_is_no_adapter_is_refused(state, plain_folder):
     with pytest.raises(ValueError, match="This state dict holds no LoRA"):
         StreamT1Pipeline.from_pretrained(plain_folder).load_lora_weights(state)
+
+
+def test_a_compressed_file_is_refused_before_it_is_unpacked(plain_folder, merge, tmp_path):
+    torch.save(named("", "lora_A", "lora_B"), tmp_path / "lora.pt")
+    with zipfile.ZipFile(tmp_path / "lora.pt") as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "lora.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="lora.pt has compressed records"):
+        StreamT1Pipeline.from_pretrained(plain_folder).load_lora_weights(tmp_path / "lora.pt")
+    with pytest.raises(ValueError, match="lora.pt .* compressed"):
+        merge(tmp_path / "lora.pt")
+
+
+def test_a_torch_file_is_loaded_and_merged(merge, fuse, tmp_path):
+    torch.save(named("diffusion_model.", "lora_down", "lora_up", alpha=2.0), tmp_path / "lora.pt")
+    assert_same_weights(merge(tmp_path / "lora.pt"), by_hand(0.5))
+    assert_same_weights(fuse(tmp_path / "lora.pt"), by_hand(0.5))
 
 
 def test_of_several_adapters_in_one_file_the_generators_is_taken_or_none(merge, tmp_path):

@@ -3,6 +3,7 @@
 import collections
 import io
 import pickle
+import random
 import tracemalloc
 import zipfile
 
@@ -309,6 +310,25 @@ def test_a_pickle_can_ask_for_no_memory_and_no_call(tmp_path, content):
             open_checkpoint(tmp_path / "x.pt")
 
     assert peak_bytes(refused) < 1_000_000
+
+
+@pytest.mark.parametrize("save, name", [(save_file, "x.safetensors"), (torch.save, "x.pt")])
+def test_a_file_with_wrong_bytes_is_read_or_refused_and_by_its_checksums_never_read_wrong(tmp_path, save, name):
+    save(tensors(), tmp_path / name)
+    whole, draw, num_refused = (tmp_path / name).read_bytes(), random.Random(0), 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(draw.choice([1, 1, 3])):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        (tmp_path / name).write_bytes(content)
+        try:
+            read = open_checkpoint(tmp_path / name).read(["a", "b"])
+            assert save is save_file or all(torch.equal(read[key], tensors()[key]) for key in read)
+        except KeyError as error:  # a name was hit
+            assert error.args[0] in ("", "a", "b")
+        except ValueError:
+            num_refused += 1
+    assert 100 < num_refused < 300
 
 
 def test_dicts_that_multiply_are_refused(tmp_path):
