@@ -27,11 +27,12 @@ class PixelReward(base.Reward):
 class TemporalFlickerReward(PixelReward):
     """1 minus the mean difference of neighbouring frames, in [0, 1]; VBench's formula, there for still scenes.
 
-    `(255 - mean |frame - next frame|) / 255` in levels of 8 bits. Motion lowers it as flicker does.
+    `(255 - mean |frame - next frame|) / 255` in whole levels of 8 bits. Motion lowers it as flicker does.
     """
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
-        return base.RewardOutput(1.0 - _mean(frame_differences(frames)))
+        levels = frames.mul(255.0).round_()
+        return base.RewardOutput(1.0 - _mean(frame_differences(levels)) / 255.0)
 
 
 class SharpnessReward(PixelReward):
