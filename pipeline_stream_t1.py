@@ -62,6 +62,7 @@ from .rewards.vision_input import sampled_indices  # noqa: F401
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.beam import Beam, Candidate, alive_indices, lose, newest, set_aside
 from .search.estimate import RunEstimate, estimate_run
+from .search.files import new_file  # noqa: F401
 from .search.geometry import VideoGeometry, check_chunk_multiple, check_whole_number
 from .search.memory_sinking import MemoryPolicy, decided_route, make_room
 from .search.noise_propagation import (
