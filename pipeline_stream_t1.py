@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 # its siblings use.
 from .loaders.folder import FolderMixin
 from .loaders.hooks import HooksMixin
+from .loaders.saving import filled_folder  # noqa: F401
 from .models.alignment import align_weights
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
-from ..loaders.folder import model_index, write_code
+from ..loaders.folder import copy_code, model_index
 from ..search.geometry import check_chunk_multiple
 from ..search.settings import policy_config
 from .base import PATTERNS, Base, open_base, place_components
@@ -267,7 +267,7 @@ def _write_pipeline(folder: Path, plan: _Plan) -> None:
         memory=policy_config({"policy": generator.memory}),
     )
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    write_code(folder)
+    copy_code(folder)
 
 
 def _origins(plan: _Plan, merged: bool) -> tuple[Origin, ...]:

@@ -118,7 +118,9 @@ def _exit(number: int, frame: object) -> None:
 
 
 def _partial_name(path: Path) -> Path:
-    return path.with_name(f".stream-t1-{secrets.token_hex(6)}.partial")  # short: the file's own name may be the longest
+    return path.with_name(
+        f".stream-t1-{secrets.token_hex(6)}.partial"
+    )  # short: the file's own name may be the longest
 
 
 def _seal(content: bytes) -> bytes:
