@@ -28,28 +28,15 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-# The Hub's loader fetches the modules that this file names, and no others: every one is here, also those that only
-# its siblings use.
 from .loaders.folder import FolderMixin
 from .loaders.hooks import HooksMixin
-from .loaders.saving import filled_folder  # noqa: F401
 from .models.alignment import align_weights
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import CachedChunk, ChunkContext, ChunkMemory, ChunkRecord, PromptMemory
 from .models.pixels import OUTPUT_TYPES, stack, thumbnail, to_output, to_uint8
-from .models.rotary import rotary_table  # noqa: F401
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
 from .rewards.base import RewardFormatError, as_component
-from .rewards.chat import RewardChat  # noqa: F401
-from .rewards.clip import CLIPScoreReward  # noqa: F401
-from .rewards.combining import WeightedReward  # noqa: F401
-from .rewards.consistency import SubjectConsistencyReward  # noqa: F401
-from .rewards.hpsv3 import HPSv3Reward  # noqa: F401
-from .rewards.loading import ConvertedFolder  # noqa: F401
-from .rewards.pixel_statistics import ChunkSeamReward  # noqa: F401
-from .rewards.qwen2_vl import Qwen2VLRewardModel  # noqa: F401
-from .rewards.resizing import resize_as_pil  # noqa: F401
 from .rewards.scoring import (
     RewardFunction,
     RewardScore,
@@ -58,12 +45,10 @@ from .rewards.scoring import (
     resolve_reward,
     score_clips,
 )
-from .rewards.videoalign import VideoAlignReward  # noqa: F401
-from .rewards.vision_input import sampled_indices  # noqa: F401
+from .rewards.shipped import SHIPPED_REWARDS  # noqa: F401 - registers every kind of reward, for folders and Hub ids
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.beam import Beam, Candidate, alive_indices, lose, newest, set_aside
 from .search.estimate import RunEstimate, estimate_run
-from .search.files import new_file  # noqa: F401
 from .search.geometry import VideoGeometry, check_chunk_multiple, check_whole_number
 from .search.memory_sinking import MemoryPolicy, decided_route, make_room
 from .search.noise_propagation import (

@@ -31,9 +31,9 @@ BLOCK_BYTES = 2**24  # read at once
 def filled_folder(target: str | PathLike, write_guarded: Callable[[Path], object]) -> Iterator[Path]:
     """Gives a folder to write into, whose files take their places in `target` when the block ends.
 
-    `target` is made when it is not there; other files in it stay, but weights of another save beside new ones. After an
-    error, an interruption or SIGTERM, it is as it was. What a kill leaves is in `.stream-t1-*.partial` in `target`,
-    which has no `model_index.json` while its files change.
+    `target` is made when it is not there; other files in it stay, except weights of another save beside new ones.
+    After an error, an interruption or SIGTERM, it is as it was. What a kill leaves is in `.stream-t1-*.partial` in
+    `target`, which has no `model_index.json` while its files change.
 
     Args:
         write_guarded: writes the files that must replace nobody else's. Files of the block, as diffusers saves

@@ -24,8 +24,8 @@ def new_file(
 ) -> Iterator[Path]:
     """Gives a path to write to, in the same folder; when the block ends, the file there takes its name in one step.
 
-    After an error, an interruption or SIGTERM it is deleted, and what was at `path` is as it was. What a kill leaves is
-    named `.stream-t1-*.partial`.
+    After an error, an interruption or SIGTERM it is deleted, and what was at `path` is as it was. What a kill leaves
+    is named `.stream-t1-*.partial`.
 
     Raises:
         OSError: as `check_place`, before the block and again after it; or the file could not be written.
@@ -84,7 +84,7 @@ def sealed(text: str) -> bytes:
 
 
 def is_sealed(path: str | PathLike) -> bool:
-    """Whether this project wrote the text at `path`, which may have been changed since; a link is not what it wrote."""
+    """Whether this project wrote the text at `path`; it may have been changed since. A link is none that it wrote."""
     return _found_seal(Path(path)) is not None
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ... import rewards
+from ...rewards.base import Reward
 from ...rewards.scoring import RewardFunction, score_clips
+from ...rewards.shipped import SHIPPED_REWARDS
 from ..checker import check
 from ..clips import ATTRIBUTES, parse_caption
 from ..judge import Judge
@@ -128,14 +129,14 @@ def load_metrics(
     return metrics
 
 
-def _load_reward(source: str) -> rewards.Reward:
+def _load_reward(source: str) -> Reward:
     class_name, _, model = source.partition(":")
-    if class_name not in rewards.__all__:
-        return rewards.Reward.from_pretrained(source)
+    if class_name not in SHIPPED_REWARDS:
+        return Reward.from_pretrained(source)
     if model:
-        return getattr(rewards, class_name).from_pretrained(model)
+        return SHIPPED_REWARDS[class_name].from_pretrained(model)
     try:
-        return getattr(rewards, class_name)()
+        return SHIPPED_REWARDS[class_name]()
     except TypeError as error:
         raise ValueError(f"`--metric` names {class_name}, which needs a model: {error}.") from error
 
