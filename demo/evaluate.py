@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from ..__main__ import load_model
+from ..commands.generate import load_model
 from ..pipeline_stream_t1 import StreamT1Pipeline
 from . import CHECKPOINT, load_pipeline
 from .card import draw_contact_sheet, load_pyplot
