@@ -32,7 +32,10 @@ def generate(arguments: argparse.Namespace) -> None:
     from ..search.files import check_place
 
     for path, options in places(arguments.output, arguments.overwrite).items():
-        check_place(path, **options)
+        try:
+            check_place(path, **options)
+        except OSError as error:
+            raise ValueError(f"`--output`: {error}") from error
     import torch
 
     pipe = load_demo(arguments.prompt) if arguments.model is None else load_model(arguments.model)

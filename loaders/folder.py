@@ -8,6 +8,7 @@ two entry files, the shims, that import each of them.
 """
 
 import ast
+import functools
 import json
 import shutil
 from os import PathLike, fspath
@@ -70,6 +71,7 @@ def reached_modules(module: str) -> list[str]:
     return sorted(reached)
 
 
+@functools.cache  # parsing takes longer than writing
 def _imported_modules(module: str) -> list[str]:
     """The project modules that a module's file imports: `from .folder.module import X`, or `from . import sibling`."""
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
@@ -147,6 +149,11 @@ class FolderMixin:
             with TemporaryDirectory() as folder:  # apart from what else is in `save_directory`
                 copy_code(Path(folder))
                 super().save_pretrained(folder, push_to_hub=True, **options)
+
+    def push_to_hub(self, *arguments: object, **options: object) -> str:
+        """`DiffusionPipeline.push_to_hub`; refuses a LoRA before a repository is made, as `save_pretrained` does."""
+        self._refuse_adapters()
+        return super().push_to_hub(*arguments, **options)
 
     def _upload_folder(self, working_dir: str | PathLike, *arguments: object, **options: object) -> object:
         # With the manifest, a folder that is downloaded again can be saved into.

@@ -128,8 +128,11 @@ def _seal(content: bytes) -> bytes:
 
 
 def _found_seal(path: Path) -> bytes | None:
-    if path.is_symlink() or not path.is_file():
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return None
+        with open(path, "rb") as file:
+            found = SEAL_PATTERN.search(file.read(SEAL_WITHIN))
+    except OSError:  # nothing is there, or nothing that can be read
         return None
-    with open(path, "rb") as file:
-        found = SEAL_PATTERN.search(file.read(SEAL_WITHIN))
     return None if found is None else found.group()
