@@ -68,9 +68,16 @@ def new_folder(target: str | Path, *, overwrite: bool = False, inputs: tuple[str
                     replaced.rename(target)
                 raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            if target.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
+            try:
+                _remove_leftovers(folder, replaced, target)
+            finally:
+                _remove_leftovers(folder, replaced, target)  # a signal may have stopped the first
+
+
+def _remove_leftovers(folder: Path, replaced: Path, target: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def check_target(target: str | Path, *, overwrite: bool = False, inputs: tuple[str | Path, ...] = ()) -> Path:
@@ -88,8 +95,14 @@ def check_target(target: str | Path, *, overwrite: bool = False, inputs: tuple[s
     if os.path.lexists(target):
         _check_overwritten(target, overwrite)
     probe = target.with_name(f".stream-t1-{secrets.token_hex(6)}.partial")
-    probe.mkdir()
-    probe.rmdir()
+    with finally_on_signals():
+        try:
+            probe.mkdir()
+        finally:
+            try:
+                shutil.rmtree(probe, ignore_errors=True)
+            finally:
+                shutil.rmtree(probe, ignore_errors=True)  # a signal may have stopped the first
     return target
 
 

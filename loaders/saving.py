@@ -62,7 +62,10 @@ def filled_folder(target: str | PathLike, write_guarded: Callable[[Path], object
             _write_merged_manifest(target, new)
             _exchange(target, new, old)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)  # a signal may have stopped the first
             if made:
                 with contextlib.suppress(OSError):  # it has files now
                     target.rmdir()

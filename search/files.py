@@ -41,7 +41,10 @@ def new_file(
             check_place(path, replace=replace, advice=advice)  # somebody may have put something there meanwhile
             os.replace(partial, path)
         finally:
-            partial.unlink(missing_ok=True)
+            try:
+                partial.unlink(missing_ok=True)
+            finally:
+                partial.unlink(missing_ok=True)  # a signal may have stopped the first
 
 
 def check_place(
@@ -69,12 +72,16 @@ def check_place(
         if not replace:
             raise FileExistsError(f"{path} exists. {advice}")
     probe = _partial_name(path)
-    try:
-        probe.touch(exist_ok=False)
-    except OSError as error:
-        raise type(error)(error.errno, f"{path.parent} takes no file, {error.strerror}", str(path)) from error
-    finally:
-        probe.unlink(missing_ok=True)
+    with finally_on_signals():
+        try:
+            probe.touch(exist_ok=False)
+        except OSError as error:
+            raise type(error)(error.errno, f"{path.parent} takes no file, {error.strerror}", str(path)) from error
+        finally:
+            try:
+                probe.unlink(missing_ok=True)
+            finally:
+                probe.unlink(missing_ok=True)  # a signal may have stopped the first
 
 
 def sealed(text: str) -> bytes:
