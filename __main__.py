@@ -8,16 +8,19 @@ import argparse
 import sys
 from importlib import import_module
 
+from .commands import run_command
+
 COMMANDS = {
     "generate": "make a video from a prompt",
     "convert": "make a model's folder from the files that its authors published",
     "inspect": "say what a file or folder is, and what converts it",
+    "evaluate": "compare ways to search at equal cost, on any model",
     "export-code": "write the pipeline's code into a folder, for diffusers' loader of remote code",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; a mistake of the caller's is one line on standard error and status 2."""
+    """Runs a command; gives the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] not in (*COMMANDS, "-h", "--help"):
         argv = ["generate", *argv]
@@ -27,16 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary)
         if argv[:1] == [name]:  # what the others import, they need not
             import_module(f".commands.{name.replace('-', '_')}", __package__).add_arguments(command)
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"stream-t1: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stream-t1: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(parser, argv)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from tiny_rewards import save_reward, videoalign_reward
 
 from stream_t1.demo import load_pipeline
 from stream_t1.demo.clips import Caption, render_clip
-from stream_t1.demo.evaluation.methods import METHODS, best_path, find_method, make_video, num_candidates
-from stream_t1.demo.evaluation.metrics import JudgeMetric, RewardMetric, checker_metric, load_metrics, measure
 from stream_t1.demo.judge import load_judge
+from stream_t1.demo.verdicts import JudgeMetric, checker_metric
+from stream_t1.evaluation.methods import METHODS, best_path, find_method, make_video, num_candidates
+from stream_t1.evaluation.metrics import RewardMetric, load_metrics, measure
 from stream_t1.rewards import SharpnessReward
 from stream_t1.search.trace import CandidateTrace, ChunkTrace, ChunkWork, FinalTrace, SearchTrace
 
@@ -138,7 +139,7 @@ def test_a_verdict_is_also_taken_of_the_last_three_chunks_at_every_chunk():
 
     for num_frames, num_windows in ((21, 0), (33, 1), (81, 5)):
         both = {"length": length, "other": lambda *_: {"other": 1.0, "other.part": 2.0}}
-        measured = measure(both, frames_of(num_frames), PROMPT, 16.0, chunk_frames=12, in_windows=("length",))
+        measured = measure(both, frames_of(num_frames), PROMPT, 16.0, frames_per_chunk=12, in_windows=("length",))
         assert measured.windows == {"length": [33.0] * num_windows}
         lowest = {"length.lowest": 33.0} if num_windows else {}
         assert measured.scores == {"length": num_frames, "length.first": 0.0, **lowest, "other": 1.0}
@@ -149,7 +150,7 @@ def test_a_metric_that_fails_is_named_and_the_others_go_on():
         raise RuntimeError("no eyes")
 
     metrics = {"broken": broken, "brightness": RewardMetric("brightness", brightness)}
-    measured = measure(metrics, frames_of(33), PROMPT, 16.0, chunk_frames=12, in_windows=tuple(metrics))
+    measured = measure(metrics, frames_of(33), PROMPT, 16.0, frames_per_chunk=12, in_windows=tuple(metrics))
     assert measured.problems == {"broken": "RuntimeError: no eyes"}
     assert measured.windows.keys() == {"brightness"}
     assert measured.scores.keys() == {"brightness", "brightness.lowest"}

@@ -13,6 +13,7 @@ from diffusers.utils.dynamic_modules_utils import find_pipeline_class, get_relat
 
 import stream_t1
 from stream_t1 import rewards
+from stream_t1.__main__ import COMMANDS, main
 from stream_t1.loaders.folder import reached_modules, write_code
 from stream_t1.rewards.shipped import SHIPPED_REWARDS
 
@@ -91,6 +92,20 @@ def test_every_public_reward_is_registered_as_shipped():
     abstract = {rewards.Reward, rewards.PictureReward}
     public = {cls for cls in classes if issubclass(cls, rewards.Reward)} - abstract
     assert set(SHIPPED_REWARDS.values()) == public and all(SHIPPED_REWARDS[cls.__name__] is cls for cls in public)
+
+
+def test_an_evaluation_knows_nothing_of_the_demo():
+    for path in (ROOT / "evaluation").glob("*.py"):
+        modules = [f"{module or ''} {' '.join(names)}" for _, module, names in relative_imports(path)]
+        assert not [module for module in modules if "demo" in module] and "stream_t1" not in absolute_imports(path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does_and_which_arguments_it_has(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: stream-t1 {command} [-h]") and len(said.splitlines()) > 5
 
 
 def test_leaves_import_nothing_that_the_project_does_not_require():

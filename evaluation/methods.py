@@ -1,4 +1,4 @@
-"""How a video is made: what competes with what, and which of the paper's units are on.
+"""Methods to make a video: what competes with what, and which of the paper's units are on.
 
 A budget is the denoising forwards that a chunk may cost. With n steps it pays for `budget / n` candidates of every
 chunk, whatever competes: whole videos, chunks or beams.
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from diffusers.utils import logging
 
-from ...pipeline_stream_t1 import StreamT1Pipeline
-from ...rewards.scoring import RewardScore, score_clips
-from ...search.memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, SlidingWindow, StaticSink
-from ...search.reward_pruning import fuse_scores, keep_best
-from ...search.trace import CandidateTrace, SearchTrace
+from ..pipeline_stream_t1 import StreamT1Pipeline
+from ..rewards.scoring import RewardScore, score_clips
+from ..search.memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, SlidingWindow, StaticSink
+from ..search.reward_pruning import fuse_scores, keep_best
+from ..search.trace import CandidateTrace, SearchTrace
 
 logger = logging.get_logger(__name__)
 
@@ -35,7 +35,7 @@ class Method:
 
     @property
     def is_guided(self) -> bool:
-        """Whether rewards are asked at every chunk."""
+        """True where rewards score every chunk."""
         return self.has_rewards and self.competition != "videos"
 
     def with_correlation(self, noise_correlation: float) -> "Method":
@@ -64,7 +64,7 @@ METHODS = {
         Method("beam", "beams"),
         Method("beam+noise", "beams", noise_correlation=-0.1),
         Method("beam+memory", "beams", memory=RewardRoutedSink()),
-        # The default threshold, 0.2, is of VideoAlign's scale; the demo's rewards, in [0, 1], hardly ever fall so far.
+        # The default threshold, 0.2, is of VideoAlign's scale; rewards in [0, 1] hardly ever fall so far.
         Method("beam+appends", "beams", memory=RewardRoutedSink(transition_threshold=0.01)),
         Method("full", "beams", memory=RewardRoutedSink(), noise_correlation=-0.1),
     )
@@ -91,7 +91,7 @@ def find_method(name: str) -> Method:
 
 
 def num_candidates(method: Method, budget: int, num_steps: int) -> int:
-    """How many candidates of a chunk the budget pays for.
+    """Number of candidates of a chunk that the budget pays for.
 
     Raises:
         ValueError: none, part of one, or a number that the method can't use.
@@ -111,7 +111,7 @@ def num_candidates(method: Method, budget: int, num_steps: int) -> int:
 def make_video(
     pipe: StreamT1Pipeline, method: Method, *, budget: int, prompt: str, seed: int, **arguments: int
 ) -> Video:
-    """One video. All methods of a seed have the plain sample's first chunk among their candidates.
+    """Makes one video. All methods of a seed have the plain sample's first chunk among their candidates.
 
     Args:
         budget: denoising forwards per chunk.
