@@ -45,9 +45,7 @@ def filled_folder(target: str | PathLike, write_guarded: Callable[[Path], object
         OSError: it can't be written to.
     """
     target = Path(target).absolute()
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        kind = "a symbolic link" if target.is_symlink() else "a file"
-        raise NotADirectoryError(f"The output is {target}, which is {kind}; give a folder, or one that is to be made.")
+    _check_is_folder(target)
     with finally_on_signals():
         made = not target.exists()
         target.mkdir(parents=True, exist_ok=True)
@@ -56,7 +54,8 @@ def filled_folder(target: str | PathLike, write_guarded: Callable[[Path], object
         try:
             new.mkdir(parents=True)
             write_guarded(new)
-            check_replaceable(target, new, [*file_names(new), MANIFEST])
+            _check_kinds(target, new)
+            check_replaceable(target, [*file_names(new), MANIFEST], new)
             yield new
             _check_kinds(target, new)
             _write_merged_manifest(target, new)
@@ -109,13 +108,19 @@ def foreign_files(folder: Path, names: Iterable[str]) -> list[str]:
     return [name for name in names if not _is_ours(folder, name, manifest)]
 
 
-def check_replaceable(target: Path, new: Path, names: Iterable[str]) -> None:
+def check_replaceable(target: Path, names: Iterable[str], new: Path | None = None) -> None:
     """
+    Args:
+        new: a folder with the files that would replace them; one that is the same may be replaced.
+
     Raises:
-        FileExistsError: files of these names in `target` are neither ours and unchanged nor what `new` has.
+        FileExistsError: files of these names in `target` are not ours, or were changed.
+        NotADirectoryError: `target` is a file or a link.
     """
-    _check_kinds(target, new)
-    there = [name for name in names if os.path.lexists(target / name) and not _is_same(target / name, new / name)]
+    _check_is_folder(target)
+    there = [name for name in names if os.path.lexists(target / name)]
+    if new is not None:
+        there = [name for name in there if not _is_same(target / name, new / name)]
     foreign = foreign_files(target, there)
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
@@ -135,6 +140,12 @@ def _is_ours(folder: Path, name: str, manifest: Mapping[str, str]) -> bool:
 def _is_same(path: Path, other: Path) -> bool:
     is_file = not path.is_symlink() and path.is_file() and other.is_file()
     return is_file and path.read_bytes() == other.read_bytes()
+
+
+def _check_is_folder(target: Path) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        kind = "a symbolic link" if target.is_symlink() else "a file"
+        raise NotADirectoryError(f"The output is {target}, which is {kind}; give a folder, or one that is to be made.")
 
 
 def _check_kinds(target: Path, new: Path) -> None:

@@ -28,7 +28,7 @@ def new_file(
     is named `.stream-t1-*.partial`.
 
     Raises:
-        OSError: as `check_place`, before the block and again after it; or the file could not be written.
+        OSError: as `check_place`; or the file could not be written.
     """
     path = Path(path)
     check_place(path, replace=replace, advice=advice)
@@ -38,8 +38,10 @@ def new_file(
             yield partial
             with open(partial, "r+b") as file:
                 os.fsync(file.fileno())
-            check_place(path, replace=replace, advice=advice)  # somebody may have put something there meanwhile
-            os.replace(partial, path)
+            if replace:
+                os.replace(partial, path)
+            else:
+                _take_free_name(partial, path, advice)
         finally:
             try:
                 partial.unlink(missing_ok=True)
@@ -128,6 +130,15 @@ def _partial_name(path: Path) -> Path:
     return path.with_name(
         f".stream-t1-{secrets.token_hex(6)}.partial"
     )  # short: the file's own name may be the longest
+
+
+def _take_free_name(partial: Path, path: Path, advice: str) -> None:
+    try:
+        os.link(partial, path)  # a rename would replace what somebody has put there meanwhile
+    except OSError as error:
+        if os.path.lexists(path):
+            raise FileExistsError(f"{path} exists. {advice}") from error
+        os.replace(partial, path)  # no hard links on this disk
 
 
 def _seal(content: bytes) -> bytes:
