@@ -54,5 +54,5 @@ def _run(*arguments: str, pixels: bytes = b"") -> bytes:
     done = subprocess.run(command, input=pixels, capture_output=True, start_new_session=True)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {done.returncode}"]
-        raise OSError(f"The video could not be written; the encoder says: {said[-1]}")
+        raise OSError(f"The video could not be written; the encoder says: {said[0]}")
     return done.stdout

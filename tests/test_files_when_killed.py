@@ -1,4 +1,4 @@
-"""Writers that are killed: what was there is there or is replaced, and nothing looks whole that is not.
+"""Writers that are killed, or whose disk is full: old files stay or are replaced, and nothing half looks whole.
 
 A writer runs in a forked child that sends a signal to itself at some moment, counted in calls of functions, so that a
 moment is the same one on every machine. Each is asked for one moment that a seed chooses; the grid has ten.
@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import torch
 from checkpoint_files import prefixed, save_base
 from conftest import toy_transformer, toy_vae
+from safetensors import SafetensorError
 from test_files import contents
 
 from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
@@ -51,7 +53,7 @@ def save_pipeline(folder: Path, is_new: bool) -> Callable[[], object]:
 
 
 def export_code(folder: Path, is_new: bool) -> Callable[[], object]:
-    if is_new:
+    if not is_new:
         (folder / "mine.py").write_text("mine")
     return functools.partial(write_code, folder)
 
@@ -156,3 +158,30 @@ def test_a_writer_that_is_killed_leaves_what_was_there_or_what_is_new(prepared, 
 @pytest.mark.parametrize("name", WRITERS)
 def test_ten_moments_of_a_kill(prepared, workplace, name, signal_number, tenth):
     run(prepared, workplace, name, signal_number, (tenth + random.Random(f"{name} {tenth}").random()) / 10)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MB, where the system lets us have one."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a small disk")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [0, 500, 20_000, 200_000])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_keeps_what_was_there(workplace, prepared, small_disk, name, room):
+    old_folder, old, new, _ = prepared(name)
+    folder = small_disk / name
+    shutil.copytree(old_folder, folder)
+    (small_disk / "base").symlink_to(workplace / "base")
+    (small_disk / "rest").write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - room)))
+    try:
+        WRITERS[name](folder, True)()
+    except (OSError, SafetensorError):
+        assert contents(folder) == old
+    else:
+        assert contents(folder) == new and room > 0
