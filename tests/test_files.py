@@ -417,6 +417,12 @@ def test_a_save_beside_another_ones_shards_and_weights_loads(tmp_path, shards, s
     assert all(ending in name for name in weights) and (len(weights) == 1) == (shards[1] is None)
 
 
+def test_a_folder_of_shards_that_is_loaded_and_saved_into_itself_loads(tmp_path, pipe):
+    pipe.save_pretrained(tmp_path, max_shard_size=20_000)
+    StreamT1Pipeline.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert loads_as(tmp_path, pipe) and not list(tmp_path.rglob("*.index.json"))
+
+
 def test_a_save_of_a_variant_keeps_the_others(tmp_path, pipe):
     pipe.save_pretrained(tmp_path)
     pipe.save_pretrained(tmp_path, variant="fp16", max_shard_size=20_000)
