@@ -1,7 +1,9 @@
 """Video files: H.264 whose colours are tagged, and that is decoded again before anybody sees it."""
 
+import os
 import subprocess
 from pathlib import Path
+from typing import BinaryIO
 
 FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # the encoder's names of them
 RATE_FACTOR = 10  # of H.264: nothing lost that the eye sees
@@ -25,7 +27,10 @@ def write_video(frames: "numpy.ndarray", path: Path, fps: float, suffix: str) ->
     given = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "pipe:0")
     encoded = ("-vf", COLORS, "-c:v", "libx264", "-crf", str(RATE_FACTOR), "-pix_fmt", "yuv420p")
     tag = ("-metadata", "comment=stream-t1")
-    _run(*given, *encoded, *tag, "-f", FORMATS[suffix], "-y", _url(path), pixels=frames.tobytes())
+    # By its descriptor: an encoder that an interruption left behind can't make the file again once it is deleted.
+    output = "file:/dev/fd/1" if os.name == "posix" else _url(path)
+    with open(path, "wb") as file:
+        _run(*given, *encoded, *tag, "-f", FORMATS[suffix], "-y", output, pixels=frames.tobytes(), output=file)
     num_decoded = count_frames(path)
     if num_decoded != num_frames:
         raise OSError(f"The video could not be written: {num_decoded} of its {num_frames} frames can be decoded.")
@@ -46,12 +51,12 @@ def _url(path: Path) -> str:
     return f"file:{path.absolute()}"
 
 
-def _run(*arguments: str, pixels: bytes = b"") -> bytes:
+def _run(*arguments: str, pixels: bytes = b"", output: BinaryIO | int = subprocess.PIPE) -> bytes:
     import imageio_ffmpeg
 
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *arguments]
     # In a session of its own, it does not get the terminal's Ctrl-C, at which it would finish a shorter video.
-    done = subprocess.run(command, input=pixels, capture_output=True, start_new_session=True)
+    done = subprocess.run(command, input=pixels, stdout=output, stderr=subprocess.PIPE, start_new_session=True)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {done.returncode}"]
         raise OSError(f"The video could not be written; the encoder says: {said[0]}")

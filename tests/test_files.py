@@ -481,6 +481,12 @@ def with_lora():
     return pipe
 
 
+def test_a_reward_may_carry_a_lora_since_it_is_not_saved(tmp_path, pipe, with_lora):
+    pipe.image_reward = with_lora.transformer
+    pipe.save_pretrained(tmp_path)
+    assert loads_as(tmp_path, pipe)
+
+
 @pytest.mark.parametrize("is_fused", [False, True])
 def test_a_save_with_a_lora_is_refused_and_says_how(tmp_path, with_lora, is_fused):
     if is_fused:

@@ -118,6 +118,9 @@ def in_child(write: Callable[[], object], signal_number: int = 0, moment: int = 
             sys.setprofile(None)
             os.write(sender, struct.pack("q", num_calls))
             status = 0
+        except BaseException:
+            # As this block ends, so do the generators that the error held, as when a process ends.
+            sys.setprofile(None)
         finally:
             os._exit(status)
     os.close(sender)
