@@ -37,7 +37,8 @@ def add_measurements(folder: Path, measurements: dict) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """
+    """Checks that a checkpoint's card and pictures may be written into a folder.
+
     Raises:
         FileExistsError: a card or picture in the folder is not that of its measurements.
     """

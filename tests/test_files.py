@@ -22,6 +22,7 @@ from stream_t1.__main__ import main
 from stream_t1.checkpoints.generators import convert_self_forcing
 from stream_t1.commands import generate
 from stream_t1.commands.video import FORMATS, count_frames, write_video
+from stream_t1.loaders.folder import write_code
 from stream_t1.loaders.saving import MANIFEST, write_manifest
 from stream_t1.search import SearchTrace
 from stream_t1.search.files import check_place, is_unchanged, new_file
@@ -349,6 +350,13 @@ def test_a_save_replaces_its_own_code_unless_it_was_changed(tmp_path, pipe):
     assert (tmp_path / "models/memory.py").read_text() == "# mine" and (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_code_that_is_exported_into_a_saved_folder_leaves_the_model(tmp_path, pipe):
+    pipe.save_pretrained(tmp_path)
+    before = contents(tmp_path)
+    write_code(tmp_path)
+    assert contents(tmp_path) == before and loads_as(tmp_path, pipe)
+
+
 def test_older_code_of_ours_is_replaced(tmp_path, pipe):
     pipe.save_pretrained(tmp_path)
     code = (tmp_path / "pipeline.py").read_text()
@@ -380,7 +388,7 @@ def test_a_save_is_into_a_folder(tmp_path, pipe, kind):
 
 def test_a_save_that_fails_leaves_nothing(tmp_path, pipe):
     with largest_file(10_000), pytest.raises(Exception, match="too large"):
-        pipe.save_pretrained(tmp_path / "new")
+        pipe.save_pretrained(tmp_path / "new/and/deep")
     assert not list(tmp_path.iterdir())
     pipe.save_pretrained(tmp_path / "old")
     before = contents(tmp_path)
