@@ -11,7 +11,7 @@ from accelerate import PartialState
 from diffusers.utils import logging
 
 from ..pipeline_stream_t1 import StreamT1Pipeline, __version__
-from .methods import Video, best_path, find_method, make_video
+from .methods import Video, find_method, make_video
 from .metrics import Metric, measure
 from .results import SURROUNDINGS, Job, Row, append_row, is_finished, keep_configuration, new_row, read_rows
 
@@ -142,7 +142,7 @@ def fingerprint(module: torch.nn.Module | None) -> str | None:
 
 def _search_record(video: Video) -> dict:
     """The best video's rewards and routes chunk by chunk, and how far candidates' scores lay apart."""
-    path = best_path(video.trace)
+    path = video.trace.best_path()
     scores = [[c.score for c in chunk.candidates if c.score is not None] for chunk in video.trace.chunks]
     return {
         "short": [candidate.short for candidate in path],
