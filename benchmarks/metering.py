@@ -20,9 +20,19 @@ import torch
 
 from stream_t1 import CausalWanTransformer3DModel, StreamT1Pipeline
 from stream_t1.models.cost import ForwardShape
+from stream_t1.search.files import check_place
 
 MATRIX_SIDES = {"cuda": (4096, 8192, 16384), "cpu": (512, 1024, 2048)}
 MATRIX_SECONDS = 0.3  # for each of them, at least
+
+
+def check_output(path: Path | None) -> None:
+    """Ends the program where results could not be written, or would replace others, before anything is measured."""
+    if path is not None:
+        try:
+            check_place(path)
+        except OSError as error:
+            raise SystemExit(f"`--output`: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def test_the_command_takes_another_model_and_converted_rewards(tmp_path, capsys)
     trace = SearchTrace.load(tmp_path / "out.json")
     parts = trace.chunks[0].candidates[0].parts
     assert "video.VQ" in parts and not any(name.startswith("image") for name in parts)  # the folder brings none
-    assert main([PROMPT, "--model", str(tmp_path), "-o", str(tmp_path / "out.mp4")]) == 2
+    assert main([PROMPT, "--model", str(tmp_path), "-o", str(tmp_path / "other.mp4")]) == 2
     assert "model_index.json" in capsys.readouterr().err
 
 

@@ -128,12 +128,15 @@ print(filmed(pipe))
 stock = WanPipeline.from_pretrained("{hub.root}/org/wan", tokenizer=None, text_encoder=None)
 print(filmed(StreamT1Pipeline.from_pipe(stock, window_frames=9)))
 from pathlib import Path
+Path("saved").mkdir()
+Path("saved/notes.txt").write_text("of the user's, and nobody else's")
 pipe.save_pretrained(Path("saved"), push_to_hub=True, repo_id="org/saved-and-pushed")
 print(filmed(StreamT1Pipeline.from_pretrained("org/saved-and-pushed")))
 """
     assert run(lines, package=True) == [video] * 5
     pushed, saved = hub.root / "org/saved-and-pushed", hub.root / "org/stream-t1"
     assert all((pushed / path.relative_to(saved)).is_file() for path in saved.rglob("*") if path.is_file())
+    assert not (pushed / "notes.txt").exists()
 
 
 def test_the_package_refuses_an_image_to_video_name_before_its_weights_are_fetched(run, hub, processes):
