@@ -1,144 +1,36 @@
 """The command line: `python -m stream_t1 "PROMPT" -o out.mp4`, or `stream-t1` once installed.
 
-A command is a function that adds its arguments to a parser and names what runs them; COMMANDS lists them. A first
-argument that is no command is a prompt, for `generate`.
+A command is a file in `commands/`; COMMANDS lists them. A first argument that is no command is a prompt, for
+`generate`.
 """
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from importlib import import_module
 
-from .checkpoints.commands import add_convert, add_inspect
+from .commands import run_command
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
-
-
-def add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Turns a prompt into a video, by beam search, with the demo model that comes with the package or with another."
-    )
-    parser.add_argument("prompt", help='for example "a red circle moving left on a white background"')
-    parser.add_argument("--model", help="folder or Hub id that StreamT1Pipeline loads; default: the demo")
-    parser.add_argument("--image-reward", help="folder or Hub id of a converted reward; the demo has its own")
-    parser.add_argument("--video-reward", help="likewise")
-    parser.add_argument("-o", "--output", type=Path, default=Path("out.mp4"), help="default: %(default)s")
-    parser.add_argument("--num-frames", type=int, default=81, help="12 k - 3; default: %(default)s, 5 seconds")
-    parser.add_argument("--num-beams", type=int, default=2, help="kept after each chunk; default: %(default)s")
-    parser.add_argument("--num-candidates", type=int, default=2, help="tried per beam; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.set_defaults(run=generate)
-
-
-def generate(arguments: argparse.Namespace) -> None:
-    """Writes the video, and the trace of its search as JSON beside it."""
-    if arguments.output.suffix not in VIDEO_SUFFIXES:
-        raise ValueError(f"`--output` is {arguments.output}; a video's name ends in {' or '.join(VIDEO_SUFFIXES)}.")
-    if not arguments.output.parent.is_dir():
-        raise ValueError(f"`--output` is {arguments.output}; there is no folder {arguments.output.parent}.")
-    import torch
-
-    pipe = load_demo(arguments.prompt) if arguments.model is None else load_model(arguments.model)
-    for name in ("image_reward", "video_reward"):
-        if getattr(arguments, name) is not None:
-            setattr(pipe, name, getattr(arguments, name))
-    if torch.accelerator.is_available():
-        pipe.to(torch.accelerator.current_accelerator())
-    begin = time.perf_counter()
-    output = pipe(
-        arguments.prompt,
-        num_frames=arguments.num_frames,
-        num_beams=arguments.num_beams,
-        num_candidates=arguments.num_candidates,
-        generator=torch.Generator().manual_seed(arguments.seed),
-    )
-    seconds = time.perf_counter() - begin
-    frames, trace = output.frames[0], output.trace
-    trace_path = arguments.output.with_suffix(".json")
-    write_video((frames * 255).round().astype("uint8"), arguments.output, trace.fps)
-    trace.save(trace_path)
-    tried = sum(len(chunk.candidates) for chunk in trace.chunks)
-    print(f"{arguments.output}: {len(frames)} frames, the best of {tried} candidates, found in {seconds:.1f} s")
-    print(f"{trace_path}: the trace of the search")
-
-
-def load_demo(prompt: str) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
-    """The demo, and a word to those whose prompt it can't read."""
-    from .demo import load_pipeline, vocabulary_note
-
-    note = vocabulary_note(prompt)
-    if note is not None:
-        print(note, file=sys.stderr)
-    return load_pipeline()
-
-
-def load_model(name_or_folder: str) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
-    """In bfloat16 where there is an accelerator, in float32 elsewhere."""
-    import torch
-
-    from .pipeline_stream_t1 import StreamT1Pipeline
-
-    dtype = torch.bfloat16 if torch.accelerator.is_available() else torch.float32
-    return StreamT1Pipeline.from_pretrained(name_or_folder, dtype=dtype)
-
-
-def write_video(frames: "numpy.ndarray", path: Path, fps: float) -> None:  # noqa: F821 - numpy is slow to import
-    """Writes frames (F, H, W, 3) uint8 as H.264."""
-    import imageio_ffmpeg
-
-    height, width = frames.shape[1:3]
-    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, quality=8, macro_block_size=2)
-    writer.send(None)  # starts the encoder
-    for frame in frames:
-        writer.send(frame.tobytes())
-    writer.close()
-    if not path.is_file():
-        raise OSError(f"{path} could not be written; what the encoder said is above.")
-
-
-def add_export_code(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Writes the pipeline's code as diffusers' loader of remote code wants it: upload the folder, and "
-        "`custom_pipeline=` with its Hub id runs it over any Wan 2.1 text-to-video folder."
-    )
-    parser.add_argument("folder", type=Path, help="made if it is not there; files of the same names are replaced")
-    parser.set_defaults(run=export_code)
-
-
-def export_code(arguments: argparse.Namespace) -> None:
-    from .loaders.folder import write_code
-
-    print(f"{arguments.folder}: {len(write_code(arguments.folder))} files")
-
-
-COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
-    "generate": add_generate,
-    "export-code": add_export_code,
-    "convert": add_convert,
-    "inspect": add_inspect,
+COMMANDS = {
+    "generate": "make a video from a prompt",
+    "convert": "make a model's folder from the files that its authors published",
+    "inspect": "say what a file or folder is, and what converts it",
+    "evaluate": "compare ways to search at equal cost, on any model",
+    "export-code": "write the pipeline's code into a folder, for diffusers' loader of remote code",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; a mistake of the caller's is one line on standard error and status 2."""
+    """Runs a command; gives the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] not in (*COMMANDS, "-h", "--help"):
         argv = ["generate", *argv]
     parser = argparse.ArgumentParser(prog="stream-t1", description="Test-time search for streaming video models.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, add in COMMANDS.items():
-        add(commands.add_parser(name))
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"stream-t1: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stream-t1: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if argv[:1] == [name]:  # what the others import, they need not
+            import_module(f".commands.{name.replace('-', '_')}", __package__).add_arguments(command)
+    return run_command(parser, argv)
 
 
 if __name__ == "__main__":

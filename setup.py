@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-SUBPACKAGES = ["models", "schedulers", "search", "rewards", "loaders", "checkpoints", "demo", "demo.evaluation"]
+SUBPACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 
 setup(
     name="stream-t1",

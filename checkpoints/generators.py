@@ -15,7 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from ..loaders.folder import model_index, write_code
 from ..search.geometry import check_chunk_multiple
-from ..search.settings import policy_config
+from ..search.policy_config import policy_config
 from .base import PATTERNS, Base, open_base, place_components
 from .cards import Conversion, Origin, generator_card, hub_license
 from .layouts import GENERATORS, WAN_BASE, Generator

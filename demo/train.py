@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
-from .card import add_measurements, draw_contact_sheet, draw_loss_curves
+from ..evaluation.pictures import draw_contact_sheet
+from .card import add_measurements, draw_loss_curves
 from .clips import held_out_captions, train_captions
 from .export import export_folder, folder_megabytes
 from .latents import decode_latents, encode_captions, measure_latents, repeat_captions

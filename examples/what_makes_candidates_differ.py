@@ -7,47 +7,37 @@ in the initial noise alone, or in the later draws alone, and the variance of the
 all of it comes from the later draws, correlating initial noises changes little, whatever the beta.
 """
 
+from dataclasses import replace
+
 import torch
 
 from stream_t1 import StreamT1Pipeline
 from stream_t1.demo import load_pipeline
 from stream_t1.demo.clips import train_captions
+from stream_t1.search import Candidate
 
 NUM_CANDIDATES = 8
-DIFFERING = {"everything": (True, True), "the initial noise": (True, False), "the later draws": (False, True)}
+SHARED = {"everything": (), "the initial noise": ("renoise",), "the later draws": ("noise",)}
 
 
-@torch.no_grad()
-def first_chunks(pipe: StreamT1Pipeline, prompt: str, noise: list[torch.Tensor]) -> torch.Tensor:
-    """Clean latents (B, C, F, h, w) of first chunks; `noise` has one such tensor for every step."""
-    pipe.scheduler.set_timesteps(sigmas=[step / 1000 for step in pipe.config.denoising_steps])
-    levels = (*pipe.scheduler.levels, 0.0)
-    prompt_embeds, _ = pipe.encode_prompt(prompt)
-    latents, *later = noise
-    for step, timestep in enumerate(pipe.scheduler.timesteps):
-        velocity = pipe.transformer(
-            hidden_states=latents,
-            timestep=timestep.expand(len(latents)),
-            encoder_hidden_states=prompt_embeds.expand(len(latents), -1, -1),
-            return_dict=False,
-        )[0]
-        fresh = later[step] if step < len(later) else None
-        latents = pipe.scheduler.step_between(velocity, latents, levels[step], levels[step + 1], fresh)
-    return latents
+def first_chunks(pipe: StreamT1Pipeline, prompt: str, seed: int, shared: tuple[str, ...]) -> torch.Tensor:
+    """Clean latents (B, C, F, h, w) of first chunks; `shared` names the draws that all have from the first of them."""
+    generator = torch.Generator().manual_seed(seed)
+    steps, beams = pipe.steps(prompt, image_reward=False, video_reward=False, generator=generator)
+    candidates: list[Candidate] = steps.propose(beams, [NUM_CANDIDATES])
+    draws = {name: getattr(candidates[0], name) for name in shared}
+    candidates = steps.denoise(beams, [replace(candidate, **draws) for candidate in candidates])
+    return torch.stack([candidate.latents for candidate in candidates])
 
 
 def main(num_prompts: int = 12) -> dict[str, float]:
     """The variance of the latents among candidates, by what differs between them; mean over prompts."""
     pipe = load_pipeline()
-    shape = (NUM_CANDIDATES, pipe.transformer.config.in_channels, pipe.config.chunk_frames, 8, 8)
-    variances = dict.fromkeys(DIFFERING, 0.0)
-    for index, caption in enumerate(train_captions()[:num_prompts]):
-        generator = torch.Generator().manual_seed(index)
-        draws = [torch.randn(shape, generator=generator) for _ in pipe.config.denoising_steps]
-        for name, (initial, later) in DIFFERING.items():
-            differs = [initial] + [later] * (len(draws) - 1)
-            noise = [d if own else d[:1].expand_as(d) for d, own in zip(draws, differs, strict=True)]
-            variances[name] += first_chunks(pipe, caption.text, noise).var(dim=0).mean().item() / num_prompts
+    variances = dict.fromkeys(SHARED, 0.0)
+    for seed, caption in enumerate(train_captions()[:num_prompts]):
+        for name, shared in SHARED.items():
+            latents = first_chunks(pipe, caption.text, seed, shared)
+            variances[name] += latents.var(dim=0).mean().item() / num_prompts
     for name, variance in variances.items():
         print(f"{name:18} {variance:.4f}")
     return variances

@@ -1,9 +1,10 @@
 """What a model folder holds besides its components: the code that the Hub's loader runs, and `model_index.json`.
 
 diffusers loads `custom_pipeline="stream_t1"` from `stream_t1.py` at the folder's root, a Hub id or a folder given as
-`custom_pipeline` from `pipeline.py`, and what `_class_name` in `model_index.json` names from that file. It fetches the
-modules that the file it enters by imports, and no others. So a folder carries the pipeline file with its modules, and
-under the two other names a few lines that repeat the imports.
+`custom_pipeline` from `pipeline.py`, and `_class_name` in `model_index.json` from the file that it names, here
+`stream_t1.py` again. It fetches the modules that this entry file imports; what those import in turn it follows on the
+Hub alone, and `from . import sibling` never. So a folder carries the pipeline with every module that it reaches, and
+two entry files, the shims, that import each of them.
 """
 
 import ast
@@ -32,23 +33,44 @@ def write_code(folder: str | PathLike) -> list[Path]:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"`folder` is {folder}, which is a file; give a folder, or one that is to be made.")
-    imports = _project_imports((ROOT / f"{PIPELINE[0]}.py").read_text(encoding="utf-8"))
-    names = [f"{PIPELINE[0]}.py", *(f"{module.replace('.', '/')}.py" for module in imports)]
+    modules = reached_modules(PIPELINE[0])
+    names = [f"{module.replace('.', '/')}.py" for module in modules]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
-    lines = [f"from .{module} import {name}  # noqa: F401" for module, name in imports.items()]
+    lines = [
+        f'"""{PIPELINE[1]}, under a name by which diffusers looks for it, and every module that it needs."""',
+        "# ruff: noqa: F401",
+        *(f"from .{module} import __name__ as _" for module in modules),
+        f"from .{PIPELINE[0]} import {PIPELINE[1]}",
+    ]
     for shim in SHIMS:
-        text = f'"""{PIPELINE[1]}, under the name by which diffusers looks for it."""\n\n'
-        text += "\n".join((*lines, f"from .{PIPELINE[0]} import {PIPELINE[1]}  # noqa: F401"))
-        (folder / f"{shim}.py").write_text(text + "\n", encoding="utf-8")
+        (folder / f"{shim}.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [folder / name for name in (*names, *(f"{shim}.py" for shim in SHIMS))]
 
 
-def _project_imports(source: str) -> dict[str, str]:
-    """The project's modules that a file imports, and one name out of each."""
-    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.level]
-    return {node.module: node.names[0].name for node in sorted(found, key=lambda node: node.module)}
+def reached_modules(module: str) -> list[str]:
+    """Names, sorted and relative to the package, of a module and all project modules that its imports lead to.
+
+    Args:
+        module: "pipeline_stream_t1", or one in a folder such as "search.beam".
+    """
+    reached, waiting = set(), [module]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += _imported_modules(module)
+    return sorted(reached)
+
+
+def _imported_modules(module: str) -> list[str]:
+    """The project modules that a module's file imports: `from .folder.module import X`, or `from . import sibling`."""
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    folder = module.rpartition(".")[0]
+    names = [name for node in imports for name in ([node.module] if node.module else [a.name for a in node.names])]
+    return [f"{folder}.{name}" if folder else name for name in names]
 
 
 def model_index(**changes: object) -> dict[str, object]:
@@ -98,7 +120,7 @@ class FolderMixin:
 
     def to_json_string(self) -> str:
         """`model_index.json`, with the class as the loader of remote code reads it and no path of this machine."""
-        index = {**json.loads(super().to_json_string()), "_class_name": PIPELINE}
+        index = {**json.loads(super().to_json_string()), "_class_name": (SHIMS[0], PIPELINE[1])}
         index.pop("_name_or_path", None)
         return json.dumps(index, indent=2) + "\n"
 

@@ -11,7 +11,6 @@ import numpy as np
 import PIL.Image
 import torch
 
-OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 THUMBNAIL_PIXELS = 96
 
 

@@ -6,7 +6,6 @@ Axes: B clips, F frames, H height and W width in pixels.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from diffusers.utils import logging
@@ -26,55 +25,6 @@ class RewardScore:
     parts: dict[str, float] = field(default_factory=dict)
     problem: str | None = None  # why it has none, against the search's will
     gated: str | None = None  # why it has none, as the reward was told
-
-
-def resolve_reward(
-    name: str,
-    argument: RewardFunction | str | Path | bool | None,
-    component: RewardFunction | None,
-    device: torch.device | None = None,
-) -> RewardFunction | None:
-    """The reward that a call uses: its argument; the pipeline's component when that is None; none when it is False.
-
-    A converted folder's path, or its id on the Hub, is loaded for this call and goes to `device`.
-
-    Raises:
-        TypeError: it can't be called.
-    """
-    if argument is False:
-        return None
-    if isinstance(argument, str | Path):
-        return base.as_component(argument).to(device)
-    reward = component if argument is None else argument
-    if reward is not None and not callable(reward):
-        raise TypeError(
-            f"`{name}` is a {type(reward).__name__}; it must be a callable `reward(frames, prompt, fps)`, None for "
-            "the pipeline's own, or False for none."
-        )
-    return reward
-
-
-def check_readable(name: str, reward: RewardFunction | None, has_words: bool, has_pixels: bool) -> None:
-    """
-    Raises:
-        ValueError: the reward reads what this call does not have.
-    """
-    if reward is not None and not has_pixels:
-        raise ValueError(f"`{name}` reads pixels, and this pipeline has no VAE. Load one, or pass `{name}=False`.")
-    if not has_words and getattr(reward, "reads_prompt", False):
-        raise ValueError(
-            f"`{name}` reads the prompt, and there are only `prompt_embeds`. Say it in words: `reward_prompt=...`."
-        )
-
-
-def check_request(reward: RewardFunction | None, prompts: list[str], num_beams: int) -> None:
-    """
-    Raises:
-        ValueError: the reward says that it can't serve such a search.
-    """
-    check = getattr(reward, "check_request", None)
-    if check is not None:
-        check(prompts, num_beams)
 
 
 def score_clips(

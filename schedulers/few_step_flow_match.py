@@ -6,6 +6,7 @@ schedule holds no cursor: a search denoises many candidates over one scheduler, 
 `sigma` is a noise level in [0, 1]; a timestep is `sigma * num_train_timesteps`, a float, what the model is fed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,43 +68,53 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         )
         return default
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        sigmas: list[float] | None = None,
-    ) -> None:
-        """Sets `levels`, `sigmas` and `timesteps`.
+    def schedule(self, num_inference_steps: int | None = None, sigmas: list[float] | None = None) -> tuple[float, ...]:
+        """The noise levels of so many steps, after the shift, in float64. Changes nothing of the scheduler.
 
         Args:
             num_inference_steps: n, at u = 1 - i / n for i from 0 to n - 1.
-            device: of `timesteps`. `sigmas` stays on the CPU.
-            sigmas: the levels u *before* the shift, falling, in (0, 1]; in the place of a number of steps.
+            sigmas: the levels u *before* the shift, falling, in (0, 1]; instead of a number of steps.
 
         Raises:
-            ValueError: no steps, more than 8, levels that do not fall, or a number that is not the levels'.
+            TypeError, ValueError: no steps, more than 8, levels that do not fall, or a number that is not the levels'.
         """
         if sigmas is None:
             if num_inference_steps is None:
                 raise ValueError("Give `num_inference_steps` or `sigmas`.")
             _check_num_steps(num_inference_steps)
             sigmas = [1.0 - index / num_inference_steps for index in range(num_inference_steps)]
-        levels = [float(level) for level in sigmas]
-        if num_inference_steps not in (None, len(levels)):
+        unshifted = [float(sigma) for sigma in sigmas]
+        if num_inference_steps not in (None, len(unshifted)):
             raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}, but `sigmas` has {len(levels)} levels. Give one."
+                f"`num_inference_steps` is {num_inference_steps}, but `sigmas` has {len(unshifted)} levels. Give one."
             )
-        _check_num_steps(len(levels))
-        if not all(0 < level <= 1 for level in levels) or sorted(set(levels), reverse=True) != levels:
-            raise ValueError(f"`sigmas` is {levels}; levels lie in (0, 1] and fall from step to step.")
-        self.num_inference_steps = len(levels)
+        _check_num_steps(len(unshifted))
+        if not all(0 < u <= 1 for u in unshifted) or sorted(set(unshifted), reverse=True) != unshifted:
+            raise ValueError(f"`sigmas` is {unshifted}; levels lie in (0, 1] and fall from step to step.")
         shift = self.config.shift
         # Python floats are float64: neither a timestep nor a level is ever rounded to the model's dtype.
-        self.levels = tuple(shift * u / (1.0 + (shift - 1.0) * u) for u in levels)
+        return tuple(shift * u / (1.0 + (shift - 1.0) * u) for u in unshifted)
+
+    def timesteps_of(self, levels: Sequence[float], device: torch.device | str | None = None) -> torch.Tensor:
+        """What the model is fed at noise levels after the shift: (steps,) float32."""
+        scaled = [self.config.num_train_timesteps * level for level in levels]
+        return torch.tensor(scaled, dtype=torch.float32, device=device)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        sigmas: list[float] | None = None,
+    ) -> None:
+        """Sets `levels`, `sigmas` and `timesteps`, for `step`; the arguments are those of `schedule`.
+
+        Args:
+            device: of `timesteps`. `sigmas` stays on the CPU.
+        """
+        self.levels = self.schedule(num_inference_steps, sigmas)
+        self.num_inference_steps = len(self.levels)
         self.sigmas = torch.tensor((*self.levels, 0.0), dtype=torch.float32)
-        self.timesteps = torch.tensor(
-            [self.config.num_train_timesteps * level for level in self.levels], dtype=torch.float32, device=device
-        )
+        self.timesteps = self.timesteps_of(self.levels, device)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | None = None) -> torch.Tensor:
         """The sample as it is: flow matching feeds it unscaled."""

@@ -1,25 +1,34 @@
-"""The search: the paper's three units, the values they work on, and the record of what they did."""
+"""The search: the paper's three units, the searches, the values they work on, and the record of what they did."""
 
 from .beam import Beam, Candidate
+from .beam_search import BeamSearch
+from .best_of_n import BestOfN
+from .choice import Choice, SearchWork
+from .early_stop import EarlyStop
 from .memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, Route, SlidingWindow, StaticSink
-from .noise_propagation import propagate_noise
-from .reward_pruning import fuse_scores, keep_best, normalize_scores
-from .settings import SearchSettings
+from .noise_propagation import propagate_noise, split_evenly
+from .reward_pruning import fuse_scores, keep_best, normalize_scores, rank
 from .trace import SearchTrace
 
 __all__ = [
     "Beam",
+    "BeamSearch",
+    "BestOfN",
     "Candidate",
+    "Choice",
     "EMASink",
+    "EarlyStop",
     "MemoryPolicy",
     "RewardRoutedSink",
     "Route",
-    "SearchSettings",
     "SearchTrace",
+    "SearchWork",
     "SlidingWindow",
     "StaticSink",
     "fuse_scores",
     "keep_best",
     "normalize_scores",
     "propagate_noise",
+    "rank",
+    "split_evenly",
 ]

@@ -1,11 +1,14 @@
-"""The values of the search. A step is a function from beams to candidates to beams.
+"""The values of the search: a beam, and a candidate for its next chunk.
 
 Nothing here is written again once made, and a beam's parts are shared by everything that grows from it.
 
 Axes: C channels, F latent frames (or pixel frames), H and W latent (or pixel) height and width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Literal
 
 import torch
 from diffusers.utils import logging
@@ -13,20 +16,47 @@ from diffusers.utils import logging
 logger = logging.get_logger(__name__)
 
 
+class Released(Enum):
+    """Stands for a memory or a decoder state that was let go, which is not the same as an empty one."""
+
+    RELEASED = "released"
+
+
+RELEASED = Released.RELEASED
+
+
 @dataclass(frozen=True, eq=False)
 class Beam:
-    """A partial video that is kept. The pipeline puts into `memory` and `decoder_state` what its models need."""
+    """A partial video that is kept. The steps put into `memory` and `decoder_state` what the models need."""
 
-    memory: object
-    decoder_state: object = None  # None: nothing is decoded yet, or it is needed no more
+    memory: "object | Literal[Released.RELEASED]"
+    decoder_state: "object | Literal[Released.RELEASED] | None" = None  # None: nothing is decoded yet
     latents: tuple[torch.Tensor | None, ...] = ()  # one (C, F, H, W) per chunk; None: forgotten, in an endless stream
     frames: tuple[torch.Tensor | None, ...] = ()  # one (F, 3, H, W) uint8 per chunk; empty when nobody asks for pixels
     noise: torch.Tensor | None = None  # (F, C, H, W) initial noise of the last chunk
-    seeds: tuple[int, ...] = ()  # one per chunk, as are the next three
-    short: tuple[float, ...] = ()
-    long: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()  # one per chunk, as are the next four
+    short: tuple[float | None, ...] = ()  # image reward; None without one
+    long: tuple[float | None, ...] = ()  # video reward; None without one
+    scores: tuple[float, ...] = ()  # the two fused; higher is better
     routes: tuple[str | None, ...] = ()
-    score: float = 0.0  # of the last chunk; higher is better
+    lineage: tuple[int, int] | None = None  # which of the run's base seeds, and a branch of it; None: the beam's place
+    log_weight: float = 0.0  # kept for searches that weigh their beams
+    evicted: tuple[tuple[int, str, str], ...] = ()  # when last committed: chunks that left, their route, what was done
+
+    @property
+    def depth(self) -> int:
+        """Chunks so far; the index of the next one."""
+        return len(self.seeds)
+
+    @property
+    def score(self) -> float:
+        """The last chunk's fused score; 0 before the first."""
+        return self.scores[-1] if self.scores else 0.0
+
+    @property
+    def sink_start_frames(self) -> list[int]:
+        """First latent frame of each sink; none when the memory was let go."""
+        return [] if self.memory is RELEASED else [sink.start_frame for sink in self.memory.sinks]
 
     def forget(self, num_chunks: int) -> "Beam":
         """The beam without the latents and pixels of its first chunks; None stands for each."""
@@ -37,32 +67,59 @@ class Beam:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One possible next chunk of one beam."""
+    """One possible next chunk of one beam, after `step` of its denoising steps.
+
+    A search may change what is not denoised yet: `dataclasses.replace(candidate, noise=..., renoise=..., memory=...)`.
+    """
 
     parent: int  # index of its beam
     seed: int
     noise: torch.Tensor  # (F, C, H, W) initial noise
-    latents: torch.Tensor  # (C, F, H, W), clean
-    frames: torch.Tensor | None = None  # (F, 3, H, W) uint8
-    decoder_state: object = None
+    renoise: tuple[torch.Tensor, ...]  # the same shape, added after each step but the last
+    number: int = 0  # counts a chunk's candidates in the order in which they were proposed
+    lineage: tuple[int, int] | None = None  # as the beam's that grows from it
+    memory: object | None = None  # read, and grown, instead of the beam's
+    step: int = 0  # denoising steps done
+    prediction: torch.Tensor | None = None  # (C, F, H, W) clean latents as predicted so far; None before any step
+    noisy: torch.Tensor | None = None  # (C, F, H, W) next step's input, if it is not `prediction` noised by `renoise`
+    frames: torch.Tensor | None = None  # (F, 3, H, W) uint8, of `prediction`
+    decoder_state: object | None = None  # after `frames`
     short: float | None = None
     long: float | None = None
     score: float | None = None
     route: str | None = None
     parts: dict[str, float] = field(default_factory=dict)
+    thumbnail: str | None = None  # a small picture of `frames`, as a data URL, if the call asks for it
     lost: str | None = None  # why it can't be kept
 
-    def with_reward(self, kind: str, score: float, parts: dict[str, float]) -> "Candidate":
+    @property
+    def num_steps(self) -> int:
+        return len(self.renoise) + 1
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step == self.num_steps
+
+    @property
+    def latents(self) -> torch.Tensor | None:
+        """The chunk, (C, F, H, W); None before the last step is done."""
+        return self.prediction if self.is_finished else None
+
+    def with_reward(self, kind: Literal["image", "video"], score: float, parts: dict[str, float]) -> "Candidate":
         """The candidate with an "image" (short) or "video" (long) reward."""
         named = {**self.parts, **{f"{kind}.{name}": value for name, value in parts.items()}}
-        if kind == "image":
-            return replace(self, short=score, parts=named)
-        return replace(self, long=score, parts=named)
+        return replace(self, parts=named, **{"short" if kind == "image" else "long": score})
+
+    def without_scores(self) -> "Candidate":
+        """The candidate without pixels, decoder state and scores, which were of an earlier prediction."""
+        nothing = dict.fromkeys(("frames", "decoder_state", "short", "long", "score", "route"))
+        return replace(self, parts={}, **nothing)
 
     def extend(self, parent: Beam) -> Beam:
-        """The parent beam with this chunk at its end; its memory is still the parent's."""
+        """The parent beam with this chunk at its end; its memory is still what the chunk read."""
         return replace(
             parent,
+            memory=parent.memory if self.memory is None else self.memory,
             decoder_state=self.decoder_state,
             latents=(*parent.latents, self.latents),
             frames=parent.frames if self.frames is None else (*parent.frames, self.frames),
@@ -70,24 +127,25 @@ class Candidate:
             seeds=(*parent.seeds, self.seed),
             short=(*parent.short, self.short),
             long=(*parent.long, self.long),
+            scores=(*parent.scores, self.score),
             routes=(*parent.routes, self.route),
-            score=self.score,
+            lineage=self.lineage,
         )
 
 
-def lose(candidate: Candidate, reason: str, chunk_index: int, index: int) -> Candidate:
+def lose(candidate: Candidate, reason: str, chunk_index: int) -> Candidate:
     """The candidate without scores, pixels and decoder state, and a warning that says which and why."""
-    logger.warning(f"Chunk {chunk_index}: candidate {index} is lost, {reason}.")
+    logger.warning(f"Chunk {chunk_index}: candidate {candidate.number} is lost, {reason}.")
     return set_aside(candidate, reason)
 
 
 def set_aside(candidate: Candidate, reason: str) -> Candidate:
     """The candidate without scores, pixels and decoder state."""
-    return replace(candidate, lost=reason, short=None, long=None, score=None, frames=None, decoder_state=None)
+    return replace(candidate.without_scores(), lost=reason)
 
 
-def alive_indices(candidates: list[Candidate]) -> list[int]:
-    """The candidates that are not lost."""
+def alive_indices(candidates: Sequence[Candidate]) -> list[int]:
+    """Indices of the candidates that are not lost."""
     return [index for index, candidate in enumerate(candidates) if candidate.lost is None]
 
 

@@ -4,19 +4,21 @@ import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from . import memory_sinking, plan
+from . import choice, memory_sinking, noise_propagation, plan
 
 GIB, TERA = 2**30, 1e12
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run does, when no candidate is lost and, of what rewards decide, the dearest happens.
+    """What a run does, when no candidate is lost and, of what rewards decide, the most expensive happens.
 
-    That is: every chunk that leaves the window becomes a sink while there is room, and the kept beams share nothing.
+    That is: a search does the most it may, every chunk that leaves the window becomes a sink while there is room, and
+    the kept beams share nothing.
     """
 
     num_chunks: int
+    least_forwards: int  # `forwards`, if the search does the least it may
     forwards: int  # of chunks, while denoising; a batch of 3 counts 3
     clean_passes: int  # of chunks, that commit them to memory
     latents_decoded: int  # latent frames
@@ -34,7 +36,8 @@ class RunEstimate:
         return sum(self.always_bytes.values()) + max(self.stage_bytes.values())
 
     def __str__(self) -> str:
-        work = f"{self.num_chunks} chunks: {self.forwards} forwards, {self.clean_passes} clean passes, "
+        least = "" if self.least_forwards == self.forwards else f"{self.least_forwards} to "
+        work = f"{self.num_chunks} chunks: {least}{self.forwards} forwards, {self.clean_passes} clean passes, "
         work += f"{self.latents_decoded} latents decoded, {self.frames_scored} frames scored"
         lines = [work, f"{self.total_flops / TERA:.4g} TFLOP"]
         lines += [f"  {stage}: {flops / TERA:.4g}" for stage, flops in self.flops.items()]
@@ -82,83 +85,161 @@ class MemorySize:
     held_averages: int  # how many of them are averages
 
 
+@dataclass(frozen=True)
+class ChunkLoad:
+    """What one chunk does, and beside how much memory."""
+
+    index: int
+    num_parents: int
+    num_kept: int
+    batches: tuple[int, ...]  # candidates that are denoised together, one batch after the other
+    size: MemorySize
+    new_frames: int  # pixel frames of the chunk
+    window_frames: int  # and of the video reward's window
+
+    @property
+    def num_candidates(self) -> int:
+        return sum(self.batches)
+
+
+def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -> tuple[list[ChunkLoad], int]:
+    """Every chunk at its most expensive, and the fewest candidates that all of them may try.
+
+    Raises:
+        ValueError: the search does not say what it does.
+    """
+    search, window, num_parents, loads, least_candidates = search_plan.search, 0, 1, [], 0
+    if not hasattr(search, "work"):
+        raise ValueError(
+            f"{choice.search_name(search)} does not say what it does: an estimate needs its method "
+            "`work(chunk_index, num_parents)`, which gives the least and the most `SearchWork`."
+        )
+    frames = [pixel_frames[min(index, 1)] for index in range(search_plan.num_chunks)]
+    for index, size in enumerate(memory_sizes(search_plan)):
+        least, most = search.work(index, num_parents)
+        batches = []
+        for share in noise_propagation.split_evenly(most.candidates, num_parents):
+            whole, rest = divmod(share, most.batch or max(share, 1))
+            batches += [most.batch or share] * whole + [rest] * (rest > 0)
+        window = sum(frames[max(index + 1 - search_plan.request.reward_window, 0) : index + 1])
+        batches = tuple(batch for batch in batches if batch)
+        loads.append(ChunkLoad(index, num_parents, most.kept, batches, size, frames[index], window))
+        num_parents, least_candidates = most.kept, least_candidates + least.candidates
+    return loads, least_candidates
+
+
 def estimate_run(
-    search_plan: "plan.SearchPlan", costs: Costs, weights: dict[str, int], chunk_frames: tuple[int, int]
+    search_plan: "plan.SearchPlan", costs: Costs, weights: dict[str, int], pixel_frames: tuple[int, int]
 ) -> RunEstimate:
-    """Of one prompt's search.
+    """What one prompt's search does and needs.
 
     Args:
         weights: bytes by component.
-        chunk_frames: pixel frames of a video's first chunk and of a later one.
+        pixel_frames: of a video's first chunk and of a later one.
+
+    Raises:
+        ValueError: the search does not say what it does.
     """
-    settings, num_chunks = search_plan.settings, search_plan.num_chunks
-    num_beams, per_beam = settings.num_beams, settings.num_candidates
-    candidates = num_beams * per_beam  # all in one batch at chunk 0, then a batch for each beam
-    sizes = memory_sizes(search_plan)
-    decoded = candidates if search_plan.decodes_all else num_beams if search_plan.has_pixels else 0
-    frames = [chunk_frames[min(index, 1)] for index in range(num_chunks)]
-    windows = [sum(frames[max(index + 1 - settings.reward_window, 0) : index + 1]) for index in range(num_chunks)]
-    scored = [candidates * size for size in frames] if search_plan.image_reward is not None else [0] * num_chunks
-    if search_plan.video_reward is not None:
-        scored = [done + candidates * size for done, size in zip(scored, windows, strict=True)]
-
-    flops = {"denoise": 0, "clean_pass": 0, "decode": 0}
-    for index, size in enumerate(sizes):
-        parents, batch = (1, candidates) if index == 0 else (num_beams, per_beam)
-        one = costs.forward_flops(batch, size.context_chunks)
-        flops["denoise"] += search_plan.num_steps * parents * one
-        if index == 0:
-            flops["denoise"] += costs.forward_flops(batch, 0, fills_prompt=True) - one
-        if index < num_chunks - 1:
-            flops["clean_pass"] += num_beams * costs.forward_flops(1, size.context_chunks)
-        if decoded:
-            flops["decode"] += decoded * costs.decode_flops(index == 0)
-
+    loads, least_candidates = chunk_loads(search_plan, pixel_frames)
+    num_beams, num_chunks = max(load.num_kept for load in loads), search_plan.num_chunks
+    decoded = [_num_decoded(search_plan, load) for load in loads]
+    scored = sum(load.num_candidates * _frames_read(search_plan, load) for load in loads)
     height, width = search_plan.size
     picture = 3 * height * width if search_plan.has_pixels else 0
     latents = 4 * math.prod(search_plan.latent_shape)  # float32
     averages = costs.chunk_bytes * 4 // costs.itemsize
+    sizes = [load.size for load in loads]
     held = max(s.held_averages * averages + (s.held_chunks - s.held_averages) * costs.chunk_bytes for s in sizes)
-    context = max(size.context_chunks for size in sizes)
-    states = (
-        num_beams if decoded else 0,
-        decoded + 1 if decoded else 0,
-    )  # of kept beams; while candidates are decoded
-    made = candidates * (2 * latents + picture * chunk_frames[1])  # candidates: noise, latents, pixels
-    stages = {
-        "denoise": max(
-            costs.forward_bytes(per_beam, context) + search_plan.num_steps * per_beam * latents,
-            costs.forward_bytes(candidates, 0) + search_plan.num_steps * candidates * latents,
-        )
-        + costs.decode_bytes(0, states[0]),
-        "clean_pass": costs.forward_bytes(1, context) + costs.decode_bytes(0, states[0]),
-    }
-    if decoded:
-        kept_context = costs.chunk_bytes * context if num_beams == 1 else 0
-        stages["decode"] = costs.decode_bytes(decoded, states[1]) + kept_context
-    if any(scored):
-        clips = candidates * max(windows if search_plan.video_reward is not None else frames) * picture
-        stages["reward"] = costs.decode_bytes(0, states[1]) + 5 * clips  # 8 bits, and float32 for the reward
-    if search_plan.monitors:
-        stages["monitor"] = costs.decode_bytes(0, states[0]) + 5 * num_beams * max(windows) * picture
-    if search_plan.video_reward is not None and settings.final_selection == "video_reward":
-        stages["final selection"] = 5 * num_beams * sum(frames) * picture
+    stages: dict[str, int] = {}
+    for load in loads:
+        for stage, size in _stage_bytes(search_plan, costs, load, latents, picture).items():
+            stages[stage] = max(size, stages.get(stage, 0))
+    num_pixels = picture * sum(load.new_frames for load in loads)
+    if search_plan.video_reward is not None and search_plan.request.final_selection == "video_reward":
+        stages["final selection"] = 5 * num_beams * num_pixels
     if picture:
-        stages["output"] = 9 * settings.num_videos_per_prompt * sum(frames) * picture  # 8 bits, and float32 twice
+        stages["output"] = 9 * search_plan.request.num_videos_per_prompt * num_pixels  # 8 bits, and float32 twice
+    flops = _flops(search_plan, costs, loads, decoded)
     return RunEstimate(
         num_chunks=num_chunks,
-        forwards=num_chunks * candidates * search_plan.num_steps,
-        clean_passes=(num_chunks - 1) * num_beams,
-        latents_decoded=num_chunks * decoded * search_plan.latent_shape[1],
-        frames_scored=sum(scored),
+        least_forwards=least_candidates * search_plan.num_steps,
+        forwards=sum(load.num_candidates for load in loads) * search_plan.num_steps,
+        clean_passes=sum(load.num_kept for load in loads[:-1]),
+        latents_decoded=sum(decoded) * search_plan.latent_shape[1],
+        frames_scored=scored,
         flops={stage: count for stage, count in flops.items() if count},
         always_bytes={
             **{f"weights of {name}": size for name, size in weights.items()},
             "memory": num_beams * held + costs.text_bytes,
-            "videos": num_beams * (num_chunks * latents + sum(frames) * picture),
+            "videos": num_beams * (num_chunks * latents + num_pixels),
         },
-        stage_bytes={stage: size + made for stage, size in stages.items()},
+        stage_bytes=stages,
     )
+
+
+def _num_decoded(search_plan: "plan.SearchPlan", load: ChunkLoad) -> int:
+    if search_plan.is_seen:
+        return load.num_candidates
+    return load.num_kept if search_plan.has_pixels else 0
+
+
+def _frames_read(search_plan: "plan.SearchPlan", load: ChunkLoad) -> int:
+    """Frames of one candidate that the rewards read."""
+    image = 0 if search_plan.image_reward is None else load.new_frames
+    return image + (0 if search_plan.video_reward is None else load.window_frames)
+
+
+def _flops(search_plan: "plan.SearchPlan", costs: Costs, loads: list[ChunkLoad], decoded: list[int]) -> dict[str, int]:
+    flops = {"denoise": 0, "clean_pass": 0, "decode": 0}
+    for load, num_decoded in zip(loads, decoded, strict=True):
+        context = load.size.context_chunks
+        flops["denoise"] += search_plan.num_steps * sum(costs.forward_flops(b, context) for b in load.batches)
+        if load.index == 0:  # the very first forward reads the prompt
+            first = load.batches[0]
+            flops["denoise"] += costs.forward_flops(first, 0, fills_prompt=True) - costs.forward_flops(first, 0)
+        if load.index < search_plan.num_chunks - 1:
+            flops["clean_pass"] += load.num_kept * costs.forward_flops(1, context)
+        if num_decoded:
+            flops["decode"] += num_decoded * costs.decode_flops(load.index == 0)
+    return flops
+
+
+def _stage_bytes(
+    search_plan: "plan.SearchPlan", costs: Costs, load: ChunkLoad, latents: int, picture: int
+) -> dict[str, int]:
+    """Of one chunk, beside what is always there.
+
+    Every parent has a context from its first forward to its last clean pass, and a decoder state until the search has
+    chosen.
+    """
+    context, num_decoded = load.size.context_chunks, _num_decoded(search_plan, load)
+    parent_states = 0 if load.index == 0 or not search_plan.has_pixels else load.num_parents
+    all_states = parent_states + num_decoded if num_decoded else 0
+    kept_states = load.num_kept if num_decoded else 0
+    batch, num_steps = max(load.batches), search_plan.num_steps
+    other_contexts = (load.num_parents - 1) * context * costs.chunk_bytes
+    contexts = load.num_parents * context * costs.chunk_bytes
+    # Candidates: their noise, that of later steps too, their latents and pixels.
+    made = load.num_candidates * ((num_steps + 1) * latents + picture * load.new_frames)
+    # In a forward: its inputs, the noise that comes after it, and sums in float64.
+    working = 6 * batch * latents
+    stages = {
+        "denoise": costs.forward_bytes(batch, context)
+        + other_contexts
+        + working
+        + costs.decode_bytes(0, parent_states),
+        "clean_pass": costs.forward_bytes(1, context) + other_contexts + costs.decode_bytes(0, kept_states),
+    }
+    if num_decoded:
+        stages["decode"] = costs.decode_bytes(batch, all_states) + contexts
+    if search_plan.has_reward:
+        window = load.new_frames if search_plan.video_reward is None else load.window_frames
+        clips = load.num_candidates * window * picture
+        stages["reward"] = costs.decode_bytes(0, all_states) + contexts + 5 * clips  # 8 bits, and float32 too
+    if search_plan.monitors:
+        clips = load.num_kept * load.window_frames * picture
+        stages["monitor"] = costs.decode_bytes(0, kept_states) + contexts + 5 * clips
+    return {stage: size + made for stage, size in stages.items()}
 
 
 def memory_sizes(search_plan: "plan.SearchPlan") -> list[MemorySize]:

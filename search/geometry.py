@@ -27,14 +27,14 @@ class VideoGeometry:
 
     def check_size(self, height: int, width: int) -> None:
         for name, value, factor in (("height", height, self.row_factor), ("width", width, self.column_factor)):
-            check_whole_number(name, value)
+            whole_number(name, value)
             if value < factor or value % factor:
                 lower = max(value // factor, 1) * factor
                 nearest = f"{lower}" if value < factor else f"{lower} or {lower + factor}"
                 raise ValueError(f"`{name}` is {value}; it must be a multiple of {factor} pixels. Use {nearest}.")
 
     def check_num_frames(self, num_frames: int) -> None:
-        check_whole_number("num_frames", num_frames)
+        whole_number("num_frames", num_frames)
         step = self.temporal_factor * self.chunk_frames
         if num_frames >= self.num_frames(1) and (num_frames - self.num_frames(1)) % step == 0:
             return
@@ -68,16 +68,24 @@ class VideoGeometry:
             )
 
 
-def check_whole_number(name: str, value: object, least: int | None = None) -> None:
-    """
+def whole_number(name: str, value: object, least: int | None = None, most: int | None = None, of: str = "") -> int:
+    """`value` as Python's own int; numpy's are taken too.
+
+    Args:
+        name: of the argument, for messages.
+        of: whose it is, when it is not the call's: " of BeamSearch".
+
     Raises:
         TypeError: `value` is no whole number.
-        ValueError: it is below `least`.
+        ValueError: it is below `least` or above `most`.
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"`{name}` is {value!r}, a {type(value).__name__}; it must be a whole number.")
+        raise TypeError(f"`{name}`{of} is {value!r}, a {type(value).__name__}; it must be a whole number.")
     if least is not None and value < least:
-        raise ValueError(f"`{name}` is {value}; it must be {least} or more.")
+        raise ValueError(f"`{name}`{of} is {value}; it must be {least} or more.")
+    if most is not None and value > most:
+        raise ValueError(f"`{name}`{of} is {value}; it must be {most} or less.")
+    return int(value)
 
 
 def check_chunk_multiple(name: str, value: int, chunk_frames: int) -> None:
@@ -85,7 +93,7 @@ def check_chunk_multiple(name: str, value: int, chunk_frames: int) -> None:
     Raises:
         ValueError: `value` latent frames are no whole number of chunks.
     """
-    check_whole_number(name, value, least=0)
+    whole_number(name, value, least=0)
     if value % chunk_frames:
         lower = value // chunk_frames * chunk_frames
         raise ValueError(

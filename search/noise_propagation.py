@@ -3,6 +3,7 @@
 Axes of noise: (F latent frames, C channels, H latent height, W latent width).
 """
 
+import functools
 from collections.abc import Callable
 from itertools import pairwise
 from math import sqrt
@@ -65,6 +66,12 @@ SEED_MODES: dict[str, Callable[[int, int, int, int, int], int]] = {
 }
 
 
+def search_seed(seed: int, chunk_index: int) -> int:
+    """For a search's own draws at a chunk: the last of the streams that candidates could have."""
+    last_beam, last_candidate = ((1 << STREAM_BITS[name]) - 1 for name in ("beam", "candidate"))
+    return independent_seed(seed, chunk_index, last_beam, last_candidate, seed)
+
+
 def base_seed(generator: torch.Generator | None, mode: str) -> int:
     """The seed that a run's candidates are derived from, below 2^53.
 
@@ -85,7 +92,8 @@ def candidate_generator(seed: int) -> torch.Generator:
 
 def draw_noise(generators: list[torch.Generator], shape: tuple[int, int, int, int]) -> torch.Tensor:
     """One (F, C, H, W) draw from each generator, stacked: (B, F, C, H, W) float32. Batching does not change it."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    draw = functools.partial(torch.randn, shape, dtype=torch.float32, device="cpu")
+    return torch.stack([draw(generator=generator) for generator in generators])
 
 
 def split_evenly(total: int, parts: int) -> list[int]:

@@ -1,60 +1,199 @@
-"""The arguments of a call, as they were given, and the checks that need no model."""
+"""The arguments of a call, named once, and the checks that need no model."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from numbers import Real
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from . import geometry, memory_sinking, settings
+from . import beam_search, choice, geometry, memory_sinking, noise_propagation, policy_config
+
+P = ParamSpec("P")
+Pipeline = TypeVar("Pipeline")
+Result = TypeVar("Result")
+
+CHOICES = {
+    "score_normalization": (None, "zscore", "rank"),
+    "candidate_seeds": tuple(noise_propagation.SEED_MODES),
+    "final_selection": ("video_reward", "score"),
+}
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 
 @dataclass(frozen=True, eq=False)
 class VideoRequest:
-    """What a call asks for; names and meanings are those of `StreamT1Pipeline.__call__` and `stream`."""
+    """What a call asks for.
 
-    prompt: str | list[str] | None
-    height: int | None
-    width: int | None
-    num_frames: int | None  # None: an endless stream
-    num_inference_steps: int | None
-    sigmas: list[float] | None
-    num_videos_per_prompt: int
-    generator: torch.Generator | list[torch.Generator] | None
-    latents: torch.Tensor | None
-    prompt_embeds: torch.Tensor | None
-    output_type: str
-    return_dict: bool
-    attention_kwargs: dict[str, float] | None
-    callback_on_step_end: Callable | None
-    callback_on_step_end_tensor_inputs: list[str] | None
-    max_sequence_length: int
-    num_beams: int
-    num_candidates: int
-    noise_correlation: float
-    image_reward: Callable | str | bool | None
-    video_reward: Callable | str | bool | None
-    reward_prompt: str | list[str] | None
-    monitors: dict[str, Callable | str] | None
-    short_weight_cap: float
-    score_normalization: str | None
-    reward_window: int
-    memory: "memory_sinking.MemoryPolicy | None"
-    candidate_seeds: str
-    final_selection: str
-    max_lag: int | None
-    callback_on_chunk_end: Callable | None
-    trace_thumbnails: bool
-    horizon: int | None = None  # chunks that an endless stream counts on
+    Args:
+        prompt: what to show; a list makes a video of each, one after the other.
+        height, width: pixels; multiples of the VAE's factor times the transformer's patch. Default: the model's own.
+        num_frames: pixel frames, `4 * (latent frames - 1) + 1` with latent frames a multiple of `chunk_frames`.
+        num_inference_steps: steps per chunk, evenly spaced before the shift. Default: the model's own steps.
+        sigmas: noise levels before the shift, instead of a number of steps.
+        num_videos_per_prompt: how many of the last beams to return, at most as many as the search keeps.
+        generator: gives the base of all seeds; one per prompt when a list.
+        latents: (B, C, F, h, w), the initial noise of the whole videos. For one beam and one candidate.
+        prompt_embeds: (B, L, text dim), instead of `prompt`; used as given, never padded.
+        output_type: "np", "pt", "pil" or "latent". Pixels are kept as 8 bits.
+        return_dict: False gives `(frames, traces)`.
+        attention_kwargs: for the transformer; `scale` of a LoRA.
+        callback_on_step_end: `f(pipe, step, timestep, tensors) -> tensors`. `step` counts within a chunk; `latents`
+            are those of the candidates that are denoised together. A prompt that it changes holds for all beams alike,
+            from the next step on that no beam has done.
+        callback_on_step_end_tensor_inputs: of "latents" (the default) and "prompt_embeds".
+        max_sequence_length: tokens to which prompts are padded with zeros.
+        search: called once per chunk with `(steps, beams)`, gives a `Choice`. Default: `BeamSearch(num_beams,
+            num_candidates)`.
+        num_beams: K, beams kept after each chunk. Default: 2; 1 without any reward.
+        num_candidates: M, candidates tried per beam. Default: 2; 1 without any reward.
+        noise_correlation: beta, between a candidate's noise and its beam's last noise (paper 3.1).
+        image_reward, video_reward: `reward(frames, prompt, fps)` with frames (B, F, 3, H, W) in [0, 1], B texts and
+            frames per second, gives a float tensor (B,) or a `RewardOutput`. The image reward sees the new chunk, the
+            video reward the last `reward_window` chunks. None: the component; False: none; a converted reward's
+            folder or Hub id is loaded for this call. One alone ranks every chunk; with neither nothing can be
+            dropped, unless `callback_on_chunk_end` chooses.
+        reward_prompt: what rewards read, when it is not the prompt.
+        monitors: rewards under names, recorded for the kept candidates (`trace.monitors`) and never searched by. They
+            see the last `reward_window` chunks.
+        short_weight_cap: tau, the most that the image reward weighs (paper 3.2).
+        score_normalization: "zscore" or "rank" over the candidates of a chunk, each reward by itself.
+        reward_window: chunks.
+        memory: the policy that routes chunks which leave the window (paper 3.3). Default: the model's own.
+        candidate_seeds: "independent", or "reference": the authors' seeds, which re-use some.
+        final_selection: order of the last beams: by "video_reward" on the whole video, without one by the mean of the
+            image reward over the chunks; or by "score", the last chunk's.
+        max_lag: chunks after which all beams must agree with the best: those that do not are dropped, so that a
+            stream is never further behind. None: they need not.
+        callback_on_chunk_end: `f(pipe, chunk_index, {"candidates": [...], "kept": [...]}) -> dict or None`. `kept` are
+            indices into `candidates`, best first; a returned `kept` replaces the choice.
+        trace_thumbnails: keep a small picture of every candidate in the trace.
+    """
 
-    def settings(self) -> "settings.SearchSettings":
-        """The numbers of the search.
+    prompt: str | list[str] | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = 81
+    num_inference_steps: int | None = None
+    sigmas: list[float] | None = None
+    num_videos_per_prompt: int = 1
+    generator: torch.Generator | list[torch.Generator] | None = None
+    latents: torch.Tensor | None = None
+    prompt_embeds: torch.Tensor | None = None
+    output_type: str = "np"
+    return_dict: bool = True
+    attention_kwargs: dict[str, float] | None = None
+    callback_on_step_end: Callable | None = None
+    callback_on_step_end_tensor_inputs: list[str] | None = None
+    max_sequence_length: int = 512
+    _: KW_ONLY
+    search: Callable | None = None
+    num_beams: int | None = None
+    num_candidates: int | None = None
+    noise_correlation: float = -0.1
+    image_reward: Callable | str | bool | None = None
+    video_reward: Callable | str | bool | None = None
+    reward_prompt: str | list[str] | None = None
+    monitors: dict[str, Callable | str] | None = None
+    short_weight_cap: float = 0.4
+    score_normalization: str | None = None
+    reward_window: int = 10
+    memory: "memory_sinking.MemoryPolicy | None" = None
+    candidate_seeds: str = "independent"
+    final_selection: str = "video_reward"
+    max_lag: int | None = None
+    callback_on_chunk_end: Callable | None = None
+    trace_thumbnails: bool = False
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            TypeError, ValueError: a number or a choice is not one that is allowed, whatever the model.
+        """
+        for name in ("num_videos_per_prompt", "reward_window"):
+            self._keep(name, geometry.whole_number(name, getattr(self, name), least=1))
+        for name, least in (("num_beams", 1), ("num_candidates", 1), ("max_lag", 0)):
+            if getattr(self, name) is not None:
+                self._keep(name, geometry.whole_number(name, getattr(self, name), least=least))
+        for name in ("noise_correlation", "short_weight_cap"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise TypeError(f"`{name}` is {value!r}; it must be a number.")
+            self._keep(name, float(value))
+        if not -1.0 < self.noise_correlation < 1.0:
+            raise ValueError(
+                f"`noise_correlation` is {self.noise_correlation}; it must lie between -1 and 1, both excluded. "
+                "The paper's value is -0.1; 0 makes every chunk's noise independent."
+            )
+        if not 0.0 <= self.short_weight_cap <= 1.0:
+            raise ValueError(f"`short_weight_cap` is {self.short_weight_cap}; it must lie in [0, 1].")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+        if self.output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {self.output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
+        if self.max_lag == 0 and self.num_videos_per_prompt > 1:
+            raise ValueError(
+                f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `max_lag`, 0, keeps one beam. Use 1 "
+                "video, or no `max_lag`."
+            )
+        if self.search is not None:
+            self._check_search()
+
+    def _keep(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_search(self) -> None:
+        choice.check_search(self.search)
+        for name in ("num_beams", "num_candidates"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, and `search` is {choice.search_name(self.search)}, which has "
+                    "its own numbers. Give one of the two."
+                )
+
+    def chosen_search(self, has_reward: bool) -> Callable:
+        """The search of the call, found able to do what the call asks for.
 
         Raises:
-            ValueError, TypeError: one that can't be.
+            ValueError: it drops candidates and nothing says which, keeps fewer beams than there are to be videos,
+                does not go with another argument, or `latents` is the noise of one video and it tries several.
         """
-        names = (field.name for field in fields(settings.SearchSettings))
-        return settings.SearchSettings(**{name: getattr(self, name) for name in names})
+        default = 2 if has_reward else 1
+        search = self.search
+        if search is None:
+            numbers = (default if number is None else number for number in (self.num_beams, self.num_candidates))
+            search = beam_search.BeamSearch(*numbers)
+        name, most = choice.search_name(search), choice.most_kept(search)
+        if getattr(search, "drops", True) and not has_reward and self.callback_on_chunk_end is None:
+            numbers = f" with {search.num_candidates} candidates per beam" if self.search is None else ""
+            raise ValueError(
+                f"{name}{numbers} drops candidates, and there is no reward to say which. Give `image_reward` or "
+                "`video_reward`, or make a plain sample: `num_beams=1, num_candidates=1`."
+            )
+        if self.num_videos_per_prompt > most:
+            raise ValueError(
+                f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and only `num_beams`, {most}, are kept. "
+                f"Use {most} or fewer videos, or more beams."
+            )
+        if self.score_normalization is not None and getattr(search, "compares_rounds", False):
+            raise ValueError(
+                f"`score_normalization` is {self.score_normalization!r}, over the candidates that are scored "
+                f"together, and {name} compares some that are not. Leave it out."
+            )
+        if self.candidate_seeds == "reference" and getattr(search, "num_lineages", 1) > 1:
+            raise ValueError(
+                f'`candidate_seeds` is "reference", which would make all videos of {name} alike. Use "independent".'
+            )
+        if self.latents is not None and search != beam_search.BeamSearch(1, 1):
+            raise ValueError(
+                f"`latents` is the noise of one video, and {name} tries several. Use `num_beams=1, num_candidates=1`."
+            )
+        return search
 
     @property
     def num_prompts(self) -> int:
@@ -99,6 +238,14 @@ class VideoRequest:
         if not has_text_encoder:
             raise ValueError("`prompt` needs a text encoder and a tokenizer; without them give `prompt_embeds`.")
 
+    def check_per_prompt(self) -> None:
+        """
+        Raises:
+            ValueError, TypeError: there are not as many reward prompts or generators as prompts.
+        """
+        self.reward_prompts()
+        self.generators()
+
     def check_monitors(self) -> None:
         """
         Raises:
@@ -115,12 +262,34 @@ class VideoRequest:
                     "folder or Hub id of a converted reward."
                 )
 
-    def check_end(self) -> None:
-        """Of a stream.
+    def chosen_policy(self, own: Mapping | None) -> "memory_sinking.MemoryPolicy":
+        """The call's policy, else the one of the pipeline's config."""
+        return policy_config.policy_from_config(own) if self.memory is None else self.memory
 
-        Raises:
-            ValueError: its end is not told, or told twice.
+    def as_config(self) -> dict[str, object]:
+        """The numbers of the search that a trace keeps."""
+        names = ("noise_correlation", "short_weight_cap", "score_normalization", "reward_window", "candidate_seeds")
+        names += ("final_selection", "num_videos_per_prompt", "max_lag")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StreamRequest(VideoRequest):
+    """What a stream is asked for: what a call is, for one prompt and one video, and its end.
+
+    Args:
+        horizon: with `num_frames=None`, an endless stream: chunks that its search counts on, the N of unit 2.
+    """
+
+    horizon: int | None = None
+
+    def __post_init__(self) -> None:
         """
+        Raises:
+            TypeError, ValueError: as of a call; or neither or both of `num_frames` and `horizon` are given, or several
+                videos are asked for.
+        """
+        super().__post_init__()
         if (self.num_frames is None) == (self.horizon is None):
             both = "neither is given" if self.horizon is None else "both are given"
             raise ValueError(
@@ -128,17 +297,36 @@ class VideoRequest:
                 f"{both}."
             )
         if self.horizon is not None:
-            geometry.check_whole_number("horizon", self.horizon, least=1)
-        if self.horizon is not None and self.latents is not None:
-            raise ValueError("`latents` is the noise of a whole video, and an endless stream has no whole.")
+            self._keep("horizon", geometry.whole_number("horizon", self.horizon, least=1))
+            if self.latents is not None:
+                raise ValueError("`latents` is the noise of a whole video, and an endless stream has no whole.")
+        if self.num_videos_per_prompt > 1:
+            raise ValueError("`stream` is for one video of one prompt; for several call the pipeline, or stream each.")
 
-    def check_single(self) -> None:
-        """
-        Raises:
-            ValueError: a stream is asked for several videos.
-        """
-        if self.num_prompts > 1 or self.num_videos_per_prompt > 1:
-            raise ValueError("`stream` makes one video of one prompt; for several call the pipeline, or stream each.")
+
+def takes_request(
+    request: Callable[P, VideoRequest],
+) -> Callable[[Callable[[Pipeline, VideoRequest], Result]], Callable[Concatenate[Pipeline, P], Result]]:
+    """Gives a method, which takes a request, the request's own arguments; they are named there and nowhere else."""
+    arguments = inspect.signature(request).parameters.values()
+
+    def decorate(method: Callable[[Pipeline, VideoRequest], Result]) -> Callable[Concatenate[Pipeline, P], Result]:
+        @functools.wraps(method)
+        def called(self: Pipeline, *args: P.args, **kwargs: P.kwargs) -> Result:
+            return method(self, request(*args, **kwargs))
+
+        own = inspect.signature(method)
+        first = next(iter(own.parameters.values()))
+        called.__signature__ = own.replace(parameters=[first, *arguments])
+        called.__doc__ = f"{inspect.cleandoc(method.__doc__)}\n\n{_arguments_section(request)}"
+        return called
+
+    return decorate
+
+
+def _arguments_section(request: type) -> str:
+    sections = [inspect.cleandoc(kind.__doc__).partition("\n\n")[2] for kind in reversed(request.__mro__[:-1])]
+    return "\n".join((sections[0], *(section.removeprefix("Args:\n") for section in sections[1:])))
 
 
 def per_prompt(name: str, value: object, kind: type, num_prompts: int) -> list:

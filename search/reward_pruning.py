@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from . import trace
+from . import beam, trace
 
 Score = TypeVar("Score", float, torch.Tensor)
 
@@ -33,6 +33,13 @@ def fuse_scores(short: Score, long: Score, chunk_index: int, num_chunks: int, ca
     return weight * short + (1.0 - weight) * long
 
 
+def fused_score(short: float | None, long: float | None, weight: float) -> float:
+    """`weight * short + (1 - weight) * long`; the one that is there alone; 0 without both."""
+    if short is None or long is None:
+        return next((score for score in (short, long) if score is not None), 0.0)
+    return weight * short + (1.0 - weight) * long
+
+
 def normalize_scores(scores: Sequence[float], method: str | None) -> list[float]:
     """The scores of one chunk's candidates on a common scale.
 
@@ -52,14 +59,24 @@ def normalize_scores(scores: Sequence[float], method: str | None) -> list[float]
     return ((below + equal / 2) / max(values.size - 1, 1)).tolist()
 
 
-def order_by(selection: str, scores: Sequence[float | None]) -> "trace.FinalTrace":
-    """The last beams, best score first, those without a score at the end."""
-    order = keep_best(scores, len(scores))
-    order += [index for index in range(len(scores)) if index not in order]
-    return trace.FinalTrace(selection, order, [scores[index] for index in order])
+def rank(candidates: "Sequence[beam.Candidate]") -> list[int]:
+    """Indices of the candidates that have a score, best first, ties in order of arrival."""
+    return keep_best([candidate.score for candidate in candidates], len(candidates))
+
+
+def known_scores(candidates: "Sequence[beam.Candidate]") -> list[float]:
+    """The scores of the candidates that have one."""
+    return [candidate.score for candidate in candidates if candidate.score is not None]
 
 
 def keep_best(scores: Sequence[float | None], num_beams: int) -> list[int]:
     """Indices of the `num_beams` best scores, best first, ties in order of arrival; None is never kept."""
     alive = [index for index, score in enumerate(scores) if score is not None]
     return sorted(alive, key=lambda index: -scores[index])[:num_beams]
+
+
+def order_by(selection: str, scores: Sequence[float | None]) -> "trace.FinalTrace":
+    """The last beams, best score first, those without a score at the end."""
+    order = keep_best(scores, len(scores))
+    order += [index for index in range(len(scores)) if index not in order]
+    return trace.FinalTrace(selection, order, [scores[index] for index in order])

@@ -33,11 +33,13 @@ class CandidateTrace:
     parts: dict[str, float] = field(default_factory=dict)  # "image.NAME" and "video.NAME" to the reward's parts
     lost: str | None = None  # why it has no score
     thumbnail: str | None = None  # a small picture out of the chunk, as a data URL; None unless it was asked for
+    kept_as: list[int] = field(default_factory=list)  # which of the next beams it became; before version 0.2 not told
 
     @classmethod
-    def of(cls, candidate: "beam.Candidate", kept: bool, thumbnail: str | None) -> "CandidateTrace":
-        names = (field.name for field in fields(cls) if field.name not in ("kept", "thumbnail"))
-        return cls(kept=kept, thumbnail=thumbnail, **{name: getattr(candidate, name) for name in names})
+    def of(cls, candidate: "beam.Candidate", kept_as: list[int], thumbnail: str | None) -> "CandidateTrace":
+        own = {"kept": bool(kept_as), "kept_as": kept_as, "thumbnail": thumbnail}
+        names = (field.name for field in fields(cls) if field.name not in own)
+        return cls(**own, **{name: getattr(candidate, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,18 @@ class EvictionTrace:
 
 @dataclass
 class ChunkWork:
-    """What one chunk cost. Filled while the chunk is made."""
+    """What one chunk cost, roll-outs of later ones included. Filled while the chunk is made."""
 
     forwards: int = 0  # transformer chunk forwards while denoising; a batch of 3 counts 3
     clean_passes: int = 0  # transformer chunk forwards that commit kept candidates to memory
     latents_decoded: int = 0  # latent frames through the VAE decoder
     frames_scored: int = 0  # frames that rewards read
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @property
+    def chunk_forwards(self) -> int:
+        """All forwards of the transformer, the unit in which searches are compared."""
+        return self.forwards + self.clean_passes
 
     @contextmanager
     def timed(self, stage: str, device: torch.device) -> Iterator[None]:
@@ -82,12 +89,19 @@ class ChunkTrace:
     sinks: list[list[int]]  # per kept beam, the first latent frame of each sink
     work: ChunkWork
 
+    def grown_into(self, beam_index: int) -> CandidateTrace:
+        """The candidate that became a beam; in traces before version 0.2, beams stand in the order of their scores."""
+        for candidate in self.candidates:
+            if beam_index in candidate.kept_as:
+                return candidate
+        return sorted((c for c in self.candidates if c.kept), key=lambda c: -c.score)[beam_index]
+
 
 @dataclass(frozen=True)
 class FinalTrace:
     """The order of the last beams."""
 
-    selection: str  # "video_reward" or "score"
+    selection: str  # "video_reward", "image_reward" (its mean) or "score"
     order: list[int]  # indices of the last chunk's kept beams, best first
     scores: list[float | None]  # in that order; None where the reward gave no number
 
@@ -110,6 +124,20 @@ class SearchTrace:
         for name in self.monitors.keys() | monitored.keys():
             self.monitors.setdefault(name, [[] for _ in self.chunks]).append(monitored.get(name, []))
         self.chunks.append(chunk)
+
+    def best_path(self) -> list[CandidateTrace]:
+        """The best video's chunks: its candidate of every chunk, the first one first.
+
+        Raises:
+            ValueError: the search is not finished.
+        """
+        if self.final is None:
+            raise ValueError("This search is not finished: the best of its beams is not known.")
+        place, path = self.final.order[0], []
+        for chunk in reversed(self.chunks):
+            path.append(chunk.grown_into(place))
+            place = path[-1].parent
+        return path[::-1]
 
     def keep_last(self, num_chunks: int) -> None:
         """Forgets all but the last chunks, in place."""

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from conftest import REFERENCE, toy_vae
+from conftest import REFERENCE, toy_text_encoder, toy_vae
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file
-from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import T5TokenizerFast
 
 from stream_t1.demo import CHECKPOINT
 
@@ -46,13 +46,9 @@ def random_lora(rank: int = 8, names: list[str] | None = None) -> dict[str, torc
 
 def save_base(folder: Path, transformer: WanTransformer3DModel) -> Path:
     """A `WanPipeline` folder around a transformer, with the scheduler of the published ones."""
-    torch.manual_seed(2)
-    text_config = UMT5Config(
-        vocab_size=300, d_model=transformer.config.text_dim, d_kv=4, d_ff=16, num_layers=1, num_heads=2
-    )
     pipe = WanPipeline(
         tokenizer=T5TokenizerFast.from_pretrained(CHECKPOINT / "tokenizer"),
-        text_encoder=UMT5EncoderModel(text_config).eval(),
+        text_encoder=toy_text_encoder(transformer.config.text_dim),
         transformer=WanTransformer3DModel.from_config(transformer.config),
         vae=toy_vae(z_dim=transformer.config.in_channels),
         scheduler=UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),

@@ -1,15 +1,21 @@
 """Toy models of the real classes, and the reference cases."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from stream_t1 import CausalWanTransformer3DModel, FewStepFlowMatchScheduler, StreamT1Pipeline
 from stream_t1.checkpoints import convert_wan_transformer
+from stream_t1.demo import CHECKPOINT
+from stream_t1.rewards import Reward
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -111,6 +117,78 @@ def toy_pipeline(toy_models):
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def toy_text_encoder(text_dim: int = 8) -> UMT5EncoderModel:
+    """Reads the tokens of `CHECKPOINT / "tokenizer"`."""
+    torch.manual_seed(2)
+    config = UMT5Config(vocab_size=300, d_model=text_dim, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    return UMT5EncoderModel(config).eval()
+
+
+@pytest.fixture
+def reading_pipeline(toy_models):
+    """The toy pipeline with a text encoder."""
+    tokenizer = T5TokenizerFast.from_pretrained(CHECKPOINT / "tokenizer")
+    pipe = StreamT1Pipeline(
+        tokenizer,
+        toy_text_encoder(),
+        *toy_models,
+        FewStepFlowMatchScheduler(),
+        default_height=16,
+        default_width=16,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@contextmanager
+def nothing_done(pipe: StreamT1Pipeline, *generators: torch.Generator) -> Iterator[None]:
+    """Fails when a module computes, a generator is drawn from, or the pipeline, its scheduler or a weight changes."""
+    called: list[str] = []
+    handle = register_module_forward_pre_hook(lambda module, _: called.append(type(module).__name__))
+    before = visible_state(pipe, generators)
+    try:
+        yield
+    finally:
+        handle.remove()
+    after = visible_state(pipe, generators)
+    assert called == []
+    assert {name for name in before | after if before.get(name) != after.get(name)} == set()
+
+
+def visible_state(pipe: StreamT1Pipeline, generators: tuple[torch.Generator, ...]) -> dict[str, object]:
+    """Attributes of a pipeline and its scheduler, where its weights lie, and what generators will draw."""
+    owners = {"pipeline": pipe, "scheduler": pipe.scheduler}
+    seen = {f"{owner}.{name}": value for owner, thing in owners.items() for name, value in vars(thing).items()}
+    seen = {name: value.tolist() if torch.is_tensor(value) else repr(value) for name, value in seen.items()}
+    models = {name: model for name, model in pipe.components.items() if isinstance(model, torch.nn.Module)}
+    for model_name, model in models.items():
+        seen |= {f"{model_name}.{name}": weight.data_ptr() for name, weight in model.named_parameters()}
+    drawn = {"torch's generator": torch.default_generator, **{f"generator {i}": g for i, g in enumerate(generators)}}
+    return seen | {name: generator.get_state().numpy().tobytes() for name, generator in drawn.items()}
+
+
+@pytest.fixture
+def named_reward(tmp_path, monkeypatch):
+    """The folder of a converted reward, and a list that grows whenever it is loaded."""
+    loads = []
+
+    class Counted(Reward):
+        reads_prompt = False
+
+        @classmethod
+        def from_folder(cls, folder, **_):
+            loads.append(folder.path)
+            return cls()
+
+        def forward(self, frames, prompt, fps):
+            return brightness(frames, prompt, fps)
+
+    monkeypatch.setitem(Reward._of_kind, "counted", Counted)
+    config = {"kind": "counted", "model": {}, "reward_tokens": []}
+    (tmp_path / "reward_config.json").write_text(json.dumps(config))
+    return str(tmp_path), loads
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 import json
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -18,8 +20,16 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import chunk_cost  # noqa: E402
+import metering  # noqa: E402
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _short_products(monkeypatch):
+    """One small product for the machine's matrix rate: what the rate is, no test asks."""
+    monkeypatch.setattr(metering, "MATRIX_SIDES", {"cpu": (64,)})
+    monkeypatch.setattr(metering, "MATRIX_SECONDS", 0.01)
 
 
 def remembered_chunk(transformer, memory, prompt, embeds):
@@ -108,8 +118,19 @@ def test_the_code_of_the_full_size_runs_without_a_gpu_and_names_no_machine(tmp_p
     arguments = ["--chunks", "2", "--warmup", "1", "--vae-slicing", "--policy", "full", "--output", str(file)]
     results = chunk_cost.main(["--model", "wan-small", *arguments])
     text = file.read_text()
-    assert json.loads(text) == results and results["dtype"] == "bfloat16"
+    assert json.loads(text) == results and len(results["rows"]) == 2
     assert str(ROOT) not in text and str(tmp_path) not in text and f'"{socket.gethostname()}"' not in text
+
+
+def test_a_random_model_in_half_precision_runs_and_keeps_in_float32_what_a_loaded_one_keeps(monkeypatch):
+    toy, shape = chunk_cost.RANDOM_MODELS["toy"], {"num_layers": 1, "ffn_dim": 32}
+    tiny = replace(toy, transformer=toy.transformer | shape, size=(16, 16), dtype=torch.bfloat16)
+    monkeypatch.setitem(chunk_cost.RANDOM_MODELS, "toy", tiny)
+    bench = chunk_cost.Bench(chunk_cost.parse_arguments(["--model", "toy", "--num-beams", "1"]), CPU)
+    transformer = bench.pipe.transformer
+    assert transformer.dtype == bench.pipe.vae.dtype == torch.bfloat16
+    assert transformer.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
+    assert len(bench.run(1).trace.chunks) == 1
 
 
 def test_the_full_size_says_that_it_needs_a_gpu(monkeypatch):
@@ -118,11 +139,15 @@ def test_the_full_size_says_that_it_needs_a_gpu(monkeypatch):
         chunk_cost.main(["--model", "wan-1.3b"])
 
 
-def test_flatness_compares_early_chunks_with_late_ones(monkeypatch):
-    monkeypatch.setattr(chunk_cost, "SPANS", (range(4, 6), range(8, 10)))
+def test_flatness_compares_the_medians_of_early_and_late_chunks(monkeypatch):
+    monkeypatch.setattr(chunk_cost, "SPANS", (range(1, 3), range(3, 5)))
+    monkeypatch.setattr(chunk_cost, "FLATNESS_RUNS", 2)
     results = chunk_cost.main(["--model", "toy", "--flatness", "--num-beams", "1", "--warmup", "0"])
-    assert len(results["seconds"]) == 11 and results["settings"]["policy"] == "static"
-    assert all(after > 0 for before, after in results["median_seconds"].values())
+    seconds = results["seconds"]
+    assert len(seconds) == 6 and results["settings"]["policy"] == "static"
+    for stage, medians in results["median_seconds"].items():
+        early, late = ([seconds[index][stage] for index in span] for span in ((1, 2), (3, 4)))
+        assert medians == [median(early), median(late)] and min(medians) > 0
 
 
 def test_overhead_is_a_share_of_the_time():

@@ -5,12 +5,13 @@ import random
 
 import pytest
 import torch
+from conftest import toy_transformer
 
-from stream_t1.demo import load_pipeline
+from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
 from stream_t1.search import RewardRoutedSink
 
 APPENDS = RewardRoutedSink(quality_threshold=-math.inf, transition_threshold=-math.inf)
-QUIET = {"image_reward": False, "video_reward": False, "output_type": "latent"}
+LATENTS = {"image_reward": False, "video_reward": False, "output_type": "latent"}
 
 
 class GraphCounter:
@@ -42,32 +43,39 @@ def any_few(pipe, chunk_index, state):
     return {"kept": chooser.sample(range(len(state["candidates"])), k=chooser.randint(1, 4))}
 
 
+def pipeline_of(transformer) -> StreamT1Pipeline:
+    pipe = StreamT1Pipeline(
+        None, None, transformer, None, FewStepFlowMatchScheduler(), default_height=16, default_width=16
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @pytest.fixture
-def counted(toy_pipeline):
+def counted():
     """A pipeline whose blocks are compiled, and what counts its graphs."""
-    backend = GraphCounter()
-    toy_pipeline.transformer.compile_repeated_blocks(backend=backend, fullgraph=True, dynamic=True)
-    yield toy_pipeline, backend
-    for block in toy_pipeline.transformer.blocks:  # it is shared with other tests
-        block._compiled_call_impl = None
+    transformer, backend = toy_transformer(), GraphCounter()
+    transformer.compile_repeated_blocks(backend=backend, fullgraph=True, dynamic=True)
+    return pipeline_of(transformer), backend
 
 
-@pytest.mark.parametrize("num_beams, num_candidates, choose", [(2, 2, any_two), (4, 4, any_few), (1, 1, None)])
-def test_40_chunks_with_sinks_being_appended_need_at_most_8_graphs(counted, embeds, num_beams, num_candidates, choose):
+def test_40_chunks_of_a_plain_stream_need_at_most_8_graphs(counted, embeds):
     pipe, backend = counted
-    search = {"num_beams": num_beams, "num_candidates": num_candidates, "callback_on_chunk_end": choose}
-    trace = pipe(prompt_embeds=embeds, num_frames=477, memory=APPENDS, **search, **QUIET).trace
+    trace = pipe(prompt_embeds=embeds, num_frames=477, memory=APPENDS, num_beams=1, num_candidates=1, **LATENTS).trace
     assert len(trace.chunks) == 40 and len(trace.chunks[-1].sinks[0]) == 5
     assert 0 < backend.num_graphs <= 8
 
 
-def test_another_size_needs_no_more_graphs_and_another_prompt_one(counted, embeds):
+def test_searches_of_40_chunks_share_8_graphs_another_size_needs_no_more_and_another_prompt_one(counted, embeds):
     pipe, backend = counted
-    search = {"num_frames": 93, "memory": APPENDS, "callback_on_chunk_end": any_two, **QUIET}
-    pipe(prompt_embeds=embeds, **search)
+    for num_beams, choose in ((2, any_two), (4, any_few)):
+        search = {"num_beams": num_beams, "num_candidates": num_beams, "callback_on_chunk_end": choose}
+        trace = pipe(prompt_embeds=embeds, num_frames=477, memory=APPENDS, **search, **LATENTS).trace
+        assert len(trace.chunks) == 40 and len(trace.chunks[-1].sinks[0]) == 5
     num_graphs = backend.num_graphs
+    search = {"num_frames": 93, "memory": APPENDS, "callback_on_chunk_end": any_two, **LATENTS}
     pipe(prompt_embeds=embeds, height=32, width=48, **search)
-    assert backend.num_graphs == num_graphs
+    assert 0 < backend.num_graphs == num_graphs
     steps = iter(range(100))
     other = lambda pipe, step, timestep, tensors: {"prompt_embeds": -embeds} if next(steps) == 20 else {}  # noqa: E731
     pipe(prompt_embeds=embeds, callback_on_step_end=other, **search)
@@ -75,13 +83,13 @@ def test_another_size_needs_no_more_graphs_and_another_prompt_one(counted, embed
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_compiled_pipeline_makes_the_same_video(backend):
-    bare, compiled = load_pipeline(), load_pipeline()
-    compiled.transformer.compile_repeated_blocks(backend=backend, fullgraph=True, dynamic=True)
-    videos = []
-    for pipe in (bare, compiled):
-        pipe.set_progress_bar_config(disable=True)
-        generator = torch.Generator().manual_seed(0)
-        arguments = {"num_frames": 57, "memory": APPENDS, "generator": generator, "output_type": "latent"}
-        videos.append(pipe("a red circle moving left on a white background", **arguments).frames)
+def test_a_compiled_pipeline_makes_the_same_video(backend, embeds):
+    bare, compiled = toy_transformer(), toy_transformer()
+    compiled.compile_repeated_blocks(backend=backend, fullgraph=True, dynamic=True)
+    search = {"num_frames": 21, "num_beams": 1, "num_candidates": 2, **LATENTS}
+    search["callback_on_chunk_end"] = lambda *_: {"kept": [1]}
+    videos = [
+        pipeline_of(model)(prompt_embeds=embeds, generator=torch.Generator().manual_seed(0), **search).frames
+        for model in (bare, compiled)
+    ]
     assert (videos[1] - videos[0]).norm() < 1e-4 * videos[0].norm()

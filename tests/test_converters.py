@@ -248,7 +248,7 @@ def test_a_page_in_any_state_does_not_fail_a_conversion(tmp_path, monkeypatch, p
 
 
 def test_the_table_names_policies_files_and_licences_that_can_be():
-    from stream_t1.search.settings import policy_from_config
+    from stream_t1.search.policy_config import policy_from_config
 
     for generator in GENERATORS.values():
         sink_frames = policy_from_config({"policy": generator.memory}).first_sink_frames(generator.sink_frames)

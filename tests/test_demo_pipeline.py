@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,16 +50,13 @@ def test_default_size_is_that_of_its_training(pipe):
     assert frames.shape == (1, 9, 64, 64, 3)
 
 
-def test_default_search_of_81_frames_takes_at_most_10_seconds(pipe):
-    seconds = []
-    for _ in range(3):  # the best of three: two programs on the same cores can stall each other's threads for long
-        begin = time.perf_counter()
-        output = pipe(PROMPT, generator=generator())
-        seconds.append(time.perf_counter() - begin)
-        if seconds[-1] < 10:
-            break
-    assert min(seconds) < 10
-    assert output.frames.shape == (1, 81, 64, 64, 3)
+def test_the_default_search_makes_81_frames_with_112_forwards_and_12_clean_passes(pipe):
+    """Of a chunk of 3 latent frames: 4 steps of 4 candidates in each of 7, and a clean pass of both beams in 6."""
+    output = pipe(PROMPT, generator=generator())
+    work = [chunk.work for chunk in output.trace.chunks]
+    assert output.frames.shape == (1, 81, 64, 64, 3) and len(work) == 7
+    assert sum(each.forwards for each in work) == 7 * 16 and sum(each.clean_passes for each in work) == 6 * 2
+    assert sum(each.latents_decoded for each in work) == 7 * 12
 
 
 def test_rewards_of_the_demo_record_their_parts(pipe):

@@ -1,4 +1,4 @@
-"""`python -m stream_t1.demo.evaluate` as a user runs it, and what it finds of the shipped demo."""
+"""`stream-t1 evaluate` on any model and `python -m stream_t1.demo.evaluate` on the demo, as a user runs them."""
 
 import subprocess
 import sys
@@ -7,27 +7,36 @@ import pytest
 import torch
 from tiny_rewards import save_reward, videoalign_reward
 
+from stream_t1.__main__ import main
 from stream_t1.demo import CHECKPOINT
-from stream_t1.demo.evaluate import build_parser, load_demo, main
-from stream_t1.demo.evaluation.report import SuiteRows
-from stream_t1.demo.evaluation.results import read_rows
-from stream_t1.demo.evaluation.suites import Suite, demo_tasks
+from stream_t1.demo import evaluate as demo
+from stream_t1.demo.suites import demo_tasks
+from stream_t1.evaluation.report import SuiteRows
+from stream_t1.evaluation.results import read_rows
+from stream_t1.evaluation.running import Evaluation
+from stream_t1.evaluation.suites import Suite
 
 METHODS = ["--methods", "single,best-of-chunks", "--budgets", "8", "--num-frames", "33"]
 
 
 @pytest.fixture
-def arguments(tmp_path):
-    """A comparison of two methods on any model, with a reward that the model does not bring."""
+def model(tmp_path):
+    """The command on a model and two prompts, with nothing to search by or to measure yet."""
     (tmp_path / "prompts.txt").write_text("a red circle\na blue cross\n")
+    inputs = ["--model", str(CHECKPOINT), "--prompts", str(tmp_path / "prompts.txt")]
+    return ["evaluate", *inputs, "--output", str(tmp_path / "results")]
+
+
+@pytest.fixture
+def arguments(model, tmp_path):
+    """A comparison of two methods by a reward that the model does not bring."""
     reward = save_reward(videoalign_reward(), tmp_path / "videoalign")
-    model = ["--model", str(CHECKPOINT), "--prompts", str(tmp_path / "prompts.txt"), "--video-reward", str(reward)]
     metrics = ["--metric", "flicker=TemporalFlickerReward", "--metric", f"videoalign={reward}"]
-    return ["--output", str(tmp_path / "results"), *model, *metrics, *METHODS]
+    return [*model, "--video-reward", str(reward), *metrics, *METHODS]
 
 
 def test_any_model_is_compared_with_any_rewards_and_metrics(arguments, tmp_path, capsys):
-    main(arguments)
+    assert main(arguments) == 0
     rows = read_rows([tmp_path / "results"])
     assert [(row["method"], row["budget"]) for row in rows] == [("single", 4), ("best-of-chunks", 8)] * 2
     assert {"flicker", "videoalign", "videoalign.VQ", "videoalign.MQ", "videoalign.TA"} <= rows[0]["scores"].keys()
@@ -37,7 +46,7 @@ def test_any_model_is_compared_with_any_rewards_and_metrics(arguments, tmp_path,
 
     report.unlink()
     capsys.readouterr()
-    main([*arguments, "--report-only", "--compare", str(tmp_path / "results")])
+    assert main([*arguments, "--report-only", "--compare", str(tmp_path / "results")]) == 0
     assert report.read_text() == written
     assert "4 videos are in both, 0 of them differ" in capsys.readouterr().out
 
@@ -45,60 +54,81 @@ def test_any_model_is_compared_with_any_rewards_and_metrics(arguments, tmp_path,
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--width", "128"], "another configuration: `width` is 64 there, 128 here"),
         (["--budgets", "10"], "can't spend a budget of 10"),
         (["--methods", "luck"], "no method 'luck'"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
         (["--metric", "x=CLIPScoreReward"], "needs a model"),
-        (["--suite", "main"], "--suite is of the demo's comparisons"),
-        (["--num-seeds", "0"], "invalid count value"),
         (["--num-frames", "50"], "num_frames"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(arguments, tmp_path, capsys, more, message):
-    (tmp_path / "results").mkdir()
-    if more[0] == "--width":
-        main(arguments)
+def test_a_mistake_is_one_line_and_status_2(arguments, capsys, more, message):
+    assert main([*arguments, *more]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("stream-t1: ") and message in said
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--num-seeds", "0"], "invalid count value"),
+        (["--methods", ","], "invalid names value"),
+        (["--suite", "main"], "unrecognized arguments: --suite main"),
+    ],
+)
+def test_an_argument_that_cannot_be_read_is_told_by_the_parser(model, capsys, more, message):
     with pytest.raises(SystemExit) as exit_status:
-        main([*arguments, *more])
-    assert exit_status.value.code == 2
+        main([*model, *more])
+    assert exit_status.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_results_of_another_size_are_not_gone_on_with(model, capsys):
+    short = ["--methods", "single", "--num-frames", "9", "--metric", "flicker=TemporalFlickerReward"]
+    assert main([*model, *short]) == 0
+    assert main([*model, *short, "--width", "128"]) == 2
+    assert "another configuration: `width` is 64 there, 128 here" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--methods", "single"], "Nothing is measured"),
+        (["--metric", "flicker=TemporalFlickerReward"], "needs a reward to search by"),
+    ],
+)
+def test_comparisons_of_nothing_are_refused(model, tmp_path, capsys, more, message):
+    assert main([*model, *more]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_options_that_would_do_nothing_and_comparisons_of_nothing_are_refused(tmp_path, capsys):
-    output, model = ["--output", str(tmp_path / "results")], ["--model", str(CHECKPOINT)]
-    (tmp_path / "prompts.txt").write_text("a red circle\n")
-    prompts = ["--prompts", str(tmp_path / "prompts.txt")]
-    for arguments, message in (
-        (["--methods", "full"], "--methods goes with --prompts"),
-        ([*prompts, *model, "--methods", "single"], "Nothing is measured"),
-        ([*prompts, *model, "--metric", "flicker=TemporalFlickerReward"], "needs a reward to search by"),
-    ):
-        with pytest.raises(SystemExit):
-            main([*output, *arguments])
-        assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "results").exists()
+
+
+def test_an_interrupted_comparison_says_how_to_go_on(arguments, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Evaluation, "make", interrupt)
+    assert main(arguments) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stream-t1: interrupted; the same command goes on"
 
 
 def test_two_processes_share_the_videos(arguments, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    result = subprocess.run([*launch, "stream_t1.demo.evaluate", *arguments], capture_output=True, text=True)
+    result = subprocess.run([*launch, "stream_t1", *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in (tmp_path / "results").glob("rows-*")) == ["rows-0.jsonl", "rows-1.jsonl"]
     shared = {row["prompt"]: row["frames_sha256"] for row in read_rows([tmp_path / "results"])}
     assert len(shared) == 2 and "| single | 4 | 2 | 0 |" in (tmp_path / "results" / "comparison.md").read_text()
 
 
-def test_a_sheet_shows_the_first_pairs_of_a_suite(tmp_path):
-    suite = ["--suite", "betas", "--limit", "1"]
-    main(["--output", str(tmp_path), *suite, "--sheet", "1"])
+def test_the_demos_command_has_the_demos_verdicts_and_draws_the_first_pairs_of_a_suite(tmp_path):
+    assert demo.main(["--output", str(tmp_path), "--suite", "betas", "--limit", "1", "--sheet", "1"]) == 0
+    assert {"judge.lowest", "checker.lowest"} <= read_rows([tmp_path])[0]["scores"].keys()
     assert (tmp_path / "betas-sheet.png").stat().st_size > 5000
 
 
 def test_full_search_of_the_shipped_demo_finds_more_of_what_it_searches_and_loses_nothing_that_is_judged():
     tasks = tuple((prompt, 3_000_000 + index) for index, (prompt, _) in enumerate(demo_tasks(12)))
     suite = Suite("short", (("single", 4), ("full", 16)), tasks)
-    evaluation = load_demo(build_parser().parse_args(["--output", "unused"]), torch.device("cpu"))
+    evaluation = demo.load_demo(demo.build_parser().parse_args(["--output", "unused"]), torch.device("cpu"))
     found = SuiteRows(suite, [evaluation.make(job) for job in suite.jobs()])
     single, full = suite.entries
     # Among 5,000 draws of 12 pairs of the kept evaluation the lowest were 0.022, -0.14, 0.41 and 0.42.

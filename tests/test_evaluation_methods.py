@@ -1,7 +1,5 @@
 """Methods: what a budget pays for, which video wins, and what is measured of it."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from conftest import brightness, contrast
@@ -9,11 +7,11 @@ from tiny_rewards import save_reward, videoalign_reward
 
 from stream_t1.demo import load_pipeline
 from stream_t1.demo.clips import Caption, render_clip
-from stream_t1.demo.evaluation.methods import METHODS, best_path, find_method, make_video, num_candidates
-from stream_t1.demo.evaluation.metrics import JudgeMetric, RewardMetric, checker_metric, load_metrics, measure
 from stream_t1.demo.judge import load_judge
+from stream_t1.demo.verdicts import JudgeMetric, checker_metric
+from stream_t1.evaluation.methods import METHODS, find_method, make_video, num_candidates
+from stream_t1.evaluation.metrics import RewardMetric, load_metrics, measure
 from stream_t1.rewards import SharpnessReward
-from stream_t1.search.trace import CandidateTrace, ChunkTrace, ChunkWork, FinalTrace, SearchTrace
 
 PROMPT = "a red circle moving left on a white background"
 
@@ -56,7 +54,8 @@ def test_the_baseline_is_the_plain_sample_of_its_seed(pipe):
 @pytest.mark.parametrize("name", ["best-of-videos", "best-of-chunks", "full"])
 def test_searches_have_the_plain_samples_first_chunk_among_their_candidates(pipe, name, monkeypatch):
     monkeypatch.setattr(pipe, "image_reward", None)
-    monkeypatch.setattr(pipe, "video_reward", None)  # all are as good: the first stays first
+    equal = lambda frames, prompt, fps: torch.zeros(len(frames))  # noqa: E731 - the first stays first
+    monkeypatch.setattr(pipe, "video_reward", equal)
     single, searched = make(pipe, "single", 4), make(pipe, name, 8)
     apart = (searched.frames[:9].int() - single.frames[:9].int()).abs().max()
     assert apart <= 1  # of 255: a batch of candidates rounds otherwise
@@ -109,21 +108,6 @@ def test_an_interrupted_video_is_no_video(pipe, monkeypatch):
         make(pipe, "best-of-chunks", 8)
 
 
-def test_the_best_path_follows_parents_by_the_rank_of_their_scores():
-    def chunk(*candidates):
-        candidates = [
-            CandidateTrace(parent, seed, score, score, score, kept, None) for parent, seed, score, kept in candidates
-        ]
-        return ChunkTrace(0.0, candidates, [], [[]], ChunkWork())
-
-    first = chunk((0, 10, 0.1, True), (0, 11, 0.9, True), (0, 12, 0.0, False))  # ranks: 11, 10
-    second = chunk((0, 20, 0.5, True), (1, 21, 0.7, True))  # of 11, of 10; ranks: 21, 20
-    trace = SearchTrace({}, 0, 16.0, "", [first, second], FinalTrace("video_reward", [1, 0], [1.0, 0.0]))
-    assert [candidate.seed for candidate in best_path(trace)] == [11, 20]
-    other = replace(trace, final=FinalTrace("video_reward", [0, 1], [1.0, 0.0]))
-    assert [candidate.seed for candidate in best_path(other)] == [10, 21]
-
-
 def frames_of(num_frames):
     caption = Caption(shape="circle", color="red", background="white", motion="left")
     return render_clip(caption, num_frames, seed=3)
@@ -138,7 +122,7 @@ def test_a_verdict_is_also_taken_of_the_last_three_chunks_at_every_chunk():
 
     for num_frames, num_windows in ((21, 0), (33, 1), (81, 5)):
         both = {"length": length, "other": lambda *_: {"other": 1.0, "other.part": 2.0}}
-        measured = measure(both, frames_of(num_frames), PROMPT, 16.0, chunk_frames=12, in_windows=("length",))
+        measured = measure(both, frames_of(num_frames), PROMPT, 16.0, frames_per_chunk=12, in_windows=("length",))
         assert measured.windows == {"length": [33.0] * num_windows}
         lowest = {"length.lowest": 33.0} if num_windows else {}
         assert measured.scores == {"length": num_frames, "length.first": 0.0, **lowest, "other": 1.0}
@@ -149,7 +133,7 @@ def test_a_metric_that_fails_is_named_and_the_others_go_on():
         raise RuntimeError("no eyes")
 
     metrics = {"broken": broken, "brightness": RewardMetric("brightness", brightness)}
-    measured = measure(metrics, frames_of(33), PROMPT, 16.0, chunk_frames=12, in_windows=tuple(metrics))
+    measured = measure(metrics, frames_of(33), PROMPT, 16.0, frames_per_chunk=12, in_windows=tuple(metrics))
     assert measured.problems == {"broken": "RuntimeError: no eyes"}
     assert measured.windows.keys() == {"brightness"}
     assert measured.scores.keys() == {"brightness", "brightness.lowest"}

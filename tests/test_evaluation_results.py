@@ -9,9 +9,10 @@ import torch
 from conftest import brightness, contrast
 
 from stream_t1.demo import load_pipeline
-from stream_t1.demo.evaluation.metrics import RewardMetric
-from stream_t1.demo.evaluation.report import SuiteRows, agreement_table, all_tables, score_table, write_report
-from stream_t1.demo.evaluation.results import (
+from stream_t1.demo.suites import FIRST_SEED, demo_suites, demo_tasks, shape_of
+from stream_t1.evaluation.metrics import RewardMetric
+from stream_t1.evaluation.report import SuiteRows, agreement_table, all_tables, score_table, write_report
+from stream_t1.evaluation.results import (
     Job,
     append_row,
     differing_rows,
@@ -20,9 +21,9 @@ from stream_t1.demo.evaluation.results import (
     new_row,
     read_rows,
 )
-from stream_t1.demo.evaluation.running import Evaluation, fingerprint, share_of
-from stream_t1.demo.evaluation.statistics import difference, estimate
-from stream_t1.demo.evaluation.suites import FIRST_SEED, Suite, comparison, demo_suites, demo_tasks
+from stream_t1.evaluation.running import Evaluation, fingerprint, share_of
+from stream_t1.evaluation.statistics import difference, estimate
+from stream_t1.evaluation.suites import Suite, comparison
 
 TASKS = (("a red circle", 1), ("a blue cross", 2), ("a green triangle", 3))
 SUITE = Suite("small", (("single", 4), ("full", 8)), TASKS, num_frames=33)
@@ -243,7 +244,7 @@ def test_tables_say_what_the_rows_say(tmp_path):
     assert "| single | 4 | 0.500 [0.500, 0.500] |" in tables["Parts of judge"]
     assert not any("orders as" in title for title in tables)  # every prompt has one video
     assert not any("step" in title or "budget" in title or " by shape" in title for title in tables)
-    by_shape = all_tables(SuiteRows(replace(SUITE, groupings=("shape",)), fabricated_rows()), ["judge"])
+    by_shape = all_tables(SuiteRows(replace(SUITE, groupings={"shape": shape_of}), fabricated_rows()), ["judge"])
     assert "| circle | 1 | 0.000 | 1.000 |" in by_shape["Full and single by shape"]
     path = write_report(SUITE, fabricated_rows(), ["judge"], tmp_path)
     assert tables["Scores"] in path.read_text() and (tmp_path / "small-chunks.png").stat().st_size > 5000
@@ -251,7 +252,7 @@ def test_tables_say_what_the_rows_say(tmp_path):
 
 def test_steps_and_budgets_are_compared_pair_by_pair(tmp_path):
     entries = tuple((name, budget) for name in ("best-of-chunks", "beam") for budget in (8, 16, 32))
-    suite = Suite("steps", entries, TASKS, baseline=("beam", 8))
+    suite = Suite("steps", entries, TASKS)
     cost = dict.fromkeys(("forwards", "clean_passes", "latents_decoded", "frames_scored"), 1)
     rows = [
         new_row(job, scores={"judge": float(job.method == "beam" and job.budget > 8)}, cost=cost, seconds=1.0)
@@ -277,7 +278,7 @@ def test_a_reward_is_blind_when_it_orders_half_of_the_pairs_of_a_prompt():
 
 
 def test_a_baseline_that_can_spend_the_entrys_budget_is_compared_at_it():
-    suite = Suite("equal", tuple((n, b) for n in ("beam", "full") for b in (8, 16)), TASKS, baseline=("beam", 8))
+    suite = Suite("equal", tuple((n, b) for n in ("beam", "full") for b in (8, 16)), TASKS)
     rows = [new_row(job, scores={"judge": job.budget / 16 + (job.method == "full")}) for job in suite.jobs()]
     table = score_table(SuiteRows(suite, rows), ["judge"])
     assert "| beam | 16 | 3 | 0 | 1.000 [1.000, 1.000] |  |  |" in table
@@ -288,7 +289,7 @@ def test_the_demos_suites_count_the_same_held_out_prompts_from_the_first():
     suites = demo_suites()
     for suite in suites.values():
         suite.check(num_steps=4)
-        assert suite.tasks == demo_tasks(300)[: len(suite.tasks)] and suite.baseline in suite.entries
+        assert suite.tasks == demo_tasks(300)[: len(suite.tasks)]
     assert len(suites["main"].tasks) == len(set(suites["main"].tasks)) == 300
     assert len({prompt for prompt, _ in suites["main"].tasks}) == 48
     assert min(seed for _, seed in suites["main"].tasks) == FIRST_SEED

@@ -7,9 +7,9 @@ import torch
 
 import stream_t1
 from stream_t1.demo.evaluate import build_parser, load_demo
-from stream_t1.demo.evaluation.report import SuiteRows, all_tables
-from stream_t1.demo.evaluation.results import check_same, read_configuration, read_rows
-from stream_t1.demo.evaluation.suites import demo_suites
+from stream_t1.demo.suites import demo_suites
+from stream_t1.evaluation.report import SuiteRows, all_tables
+from stream_t1.evaluation.results import check_same, read_configuration, read_rows
 
 ROOT = Path(stream_t1.__file__).parent
 KEPT = ROOT / "benchmarks/results/evidence"

@@ -33,7 +33,8 @@ def video(pipe: StreamT1Pipeline, **arguments) -> torch.Tensor:
     """Six chunks; two become sinks, the next is averaged in."""
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    output = pipe(PROMPT, num_frames=69, memory=APPENDS, generator=generator, output_type="latent", **arguments)
+    sizes = {"height": 32, "width": 32, "num_frames": 69, "output_type": "latent"}
+    output = pipe(PROMPT, memory=APPENDS, generator=generator, **sizes, **arguments)
     assert len(output.trace.chunks[-1].sinks[0]) == 3
     return output.frames
 

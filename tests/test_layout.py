@@ -1,14 +1,21 @@
 """The shape of the repository that the Hub's loader needs, and what an import costs."""
 
 import ast
+import importlib
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from diffusers.utils.dynamic_modules_utils import find_pipeline_class, get_relative_imports
 
 import stream_t1
+from stream_t1 import rewards
+from stream_t1.__main__ import COMMANDS, main
+from stream_t1.loaders.folder import reached_modules, write_code
+from stream_t1.rewards.shipped import SHIPPED_REWARDS
 
 ROOT = Path(stream_t1.__file__).parent
 LEAVES = [
@@ -40,9 +47,65 @@ def absolute_imports(path):
     return plain + [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
 
 
-def test_the_pipeline_file_names_every_module_it_needs():
-    named = {module for _, module, _ in relative_imports(ROOT / "pipeline_stream_t1.py")}
-    assert named == {f"{path.parent.name}.{path.stem}" for path in LEAVES}
+def test_the_pipeline_reaches_every_leaf_and_no_converter():
+    reached = {f"{module.replace('.', '/')}.py" for module in reached_modules("pipeline_stream_t1")}
+    leaves = {path.relative_to(ROOT).as_posix() for path in LEAVES}
+    at_the_root = {name for name in reached if "/" not in name}
+    assert reached == leaves | at_the_root and "pipeline_stream_t1.py" in at_the_root
+
+
+@pytest.fixture
+def exported(tmp_path, monkeypatch):
+    """The folder of the exported code, which can be imported as `exported_code` and has no `__init__.py`."""
+    write_code(tmp_path / "exported_code")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "exported_code"
+    for name in [name for name in sys.modules if name.split(".")[0] == "exported_code"]:
+        del sys.modules[name]
+
+
+def test_the_exported_code_is_what_importing_the_pipeline_loads(exported):
+    importlib.import_module("exported_code.pipeline_stream_t1")
+    loaded = {module.__file__ for name, module in sys.modules.items() if name.startswith("exported_code.")} - {None}
+    assert loaded == {str(path) for path in exported.rglob("*.py")} - {
+        str(exported / shim) for shim in ("stream_t1.py", "pipeline.py")
+    }
+
+
+@pytest.mark.parametrize("shim", ["stream_t1", "pipeline"])
+def test_a_shim_holds_the_pipeline_and_names_all_modules_in_the_form_that_the_loader_reads(exported, shim):
+    imports = set(get_relative_imports(exported / f"{shim}.py"))
+    assert imports == set(reached_modules("pipeline_stream_t1"))
+    assert find_pipeline_class(importlib.import_module(f"exported_code.{shim}")).__name__ == "StreamT1Pipeline"
+
+
+def test_the_exported_code_loads_every_kind_of_reward(exported, tmp_path):
+    importlib.import_module("exported_code.pipeline_stream_t1")
+    config = {"kind": "none", "model": {}, "reward_tokens": []}
+    (tmp_path / "reward_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="kind 'none'; Reward loads hpsv3, videoalign."):
+        sys.modules["exported_code.rewards.base"].Reward.from_pretrained(tmp_path)
+
+
+def test_every_public_reward_is_registered_as_shipped():
+    classes = [getattr(rewards, name) for name in rewards.__all__]
+    abstract = {rewards.Reward, rewards.PictureReward}
+    public = {cls for cls in classes if issubclass(cls, rewards.Reward)} - abstract
+    assert set(SHIPPED_REWARDS.values()) == public and all(SHIPPED_REWARDS[cls.__name__] is cls for cls in public)
+
+
+def test_an_evaluation_knows_nothing_of_the_demo():
+    for path in (ROOT / "evaluation").glob("*.py"):
+        modules = [f"{module or ''} {' '.join(names)}" for _, module, names in relative_imports(path)]
+        assert not [module for module in modules if "demo" in module] and "stream_t1" not in absolute_imports(path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does_and_which_arguments_it_has(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: stream-t1 {command} [-h]") and len(said.splitlines()) > 5
 
 
 def test_leaves_import_nothing_that_the_project_does_not_require():

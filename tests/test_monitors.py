@@ -115,6 +115,8 @@ def test_thumbnails_are_small_whatever_the_video_is(toy_pipeline, embeds):
 
 
 def test_without_rewards_thumbnails_still_show_every_candidate(toy_pipeline, embeds):
-    trace = search(toy_pipeline, embeds, trace_thumbnails=True, image_reward=False, video_reward=False).trace
+    nobody = {"image_reward": False, "video_reward": False, "num_beams": 2, "num_candidates": 2}
+    chosen = {"callback_on_chunk_end": lambda *_: {"kept": [1, 3]}}
+    trace = search(toy_pipeline, embeds, trace_thumbnails=True, **nobody, **chosen).trace
     assert [len(chunk) for chunk in pictures(trace)] == [4] * 5
     assert search(toy_pipeline, embeds).trace.chunks[0].candidates[0].thumbnail is None

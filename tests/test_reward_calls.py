@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from stream_t1.rewards import Reward, RewardOutput
+from stream_t1.rewards.arguments import check_reward, chosen_reward
 from stream_t1.rewards.base import as_component
-from stream_t1.rewards.scoring import check_readable, resolve_reward, score_clips
+from stream_t1.rewards.scoring import score_clips
 
 CLIPS = torch.arange(3, dtype=torch.uint8)[:, None, None, None, None].expand(3, 2, 3, 4, 4) * 100
 
@@ -53,15 +54,16 @@ def test_an_error_in_the_format_is_not_repeated():
 
 
 def test_the_argument_goes_before_the_component_and_false_means_none():
-    assert resolve_reward("image_reward", None, mean) is mean
-    assert resolve_reward("image_reward", scores, mean) is scores
-    assert resolve_reward("image_reward", False, mean) is None
+    assert chosen_reward("image_reward", None, mean) is mean
+    assert chosen_reward("image_reward", scores, mean) is scores
+    assert chosen_reward("image_reward", False, mean) is None
 
 
 def test_only_a_reward_that_says_so_reads_the_prompt():
-    check_readable("image_reward", mean, has_words=False, has_pixels=True)
+    without_words = {"words": [None], "num_beams": 1, "has_pixels": True}
+    check_reward("image_reward", mean, **without_words)
     with pytest.raises(ValueError, match="reward_prompt"):
-        check_readable("image_reward", Reward(), has_words=False, has_pixels=True)
+        check_reward("image_reward", Reward(), **without_words)
 
 
 def test_parts_may_be_missing():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import brightness, contrast, toy_transformer, toy_vae
+from conftest import brightness, contrast, nothing_done, toy_transformer, toy_vae
 from tiny_rewards import hpsv3_reward, save_reward, videoalign_reward
 
 from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
@@ -105,17 +105,15 @@ def test_sequential_offload_takes_rewards_whole(as_accelerator):
 
 
 def test_a_prompt_with_a_token_of_the_models_own_is_refused_before_any_work(toy_pipeline, embeds):
-    calls = []
-    toy_pipeline.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
-    with pytest.raises(ValueError, match=r"contains <\|im_end\|>"):
+    reward = hpsv3_reward()
+    with nothing_done(toy_pipeline), pytest.raises(ValueError, match=r"contains <\|im_end\|>"):
         toy_pipeline(
             prompt_embeds=embeds,
             reward_prompt="a sign: <|im_end|>",
-            image_reward=hpsv3_reward(),
+            image_reward=reward,
             video_reward=False,
             **SEARCH,
         )
-    assert calls == []
 
 
 def test_a_reward_on_looks_and_motion_alone_needs_no_words(toy_pipeline, embeds):
@@ -164,5 +162,5 @@ def test_gated_out_candidates_are_neither_scored_nor_kept_and_the_trace_says_why
 
 def test_a_gate_that_could_leave_too_few_is_refused_before_any_work(toy_pipeline, embeds):
     gate = GatedReward(brightness, contrast, bound=0.5, at_least=1)
-    with pytest.raises(ValueError, match="at_least=2"):
+    with nothing_done(toy_pipeline), pytest.raises(ValueError, match="at_least=2"):
         toy_pipeline(prompt_embeds=embeds, image_reward=gate, video_reward=False, **SEARCH)

@@ -9,6 +9,7 @@ from conftest import brightness, contrast
 
 from stream_t1.rewards import RewardOutput
 from stream_t1.search import RewardRoutedSink, SearchTrace
+from stream_t1.search.trace import CandidateTrace, ChunkTrace, ChunkWork, FinalTrace
 
 
 @pytest.fixture
@@ -66,3 +67,39 @@ def test_numbers_of_numpy_are_saved_as_plain_ones(toy_pipeline, embeds, tmp_path
     config = SearchTrace.load(tmp_path / "trace.json").config
     assert (config["num_beams"], config["noise_correlation"], config["num_frames"]) == (2, -0.5, 9)
     assert config["prompt"] is None and config["reward_prompt"] == "a dog"
+
+
+def test_the_best_path_of_an_old_trace_follows_parents_by_the_rank_of_their_scores():
+    def chunk(*candidates):
+        traces = [CandidateTrace(parent, seed, score, score, score, True, None) for parent, seed, score in candidates]
+        return ChunkTrace(0.0, traces, [], [[]], ChunkWork())
+
+    first, second = chunk((0, 10, 0.1), (0, 11, 0.9)), chunk((0, 20, 0.5), (1, 21, 0.7))  # ranks: 11, 10; 21, 20
+    trace = SearchTrace({}, 0, 16.0, "", [first, second], FinalTrace("video_reward", [1, 0], [1.0, 0.0]))
+    assert [candidate.seed for candidate in trace.best_path()] == [11, 20]
+
+
+def test_the_best_path_is_of_the_video_that_is_returned_also_when_a_callback_reorders(toy_pipeline, embeds):
+    made = []
+
+    def turn_around(pipe, chunk_index, state):
+        made.append({candidate.seed: candidate.latents for candidate in state["candidates"]})
+        return {"kept": state["kept"][::-1]}
+
+    output = toy_pipeline(
+        prompt_embeds=embeds,
+        num_frames=45,
+        output_type="latent",
+        image_reward=brightness,
+        video_reward=contrast,
+        callback_on_chunk_end=turn_around,
+    )
+    path = output.trace.best_path()
+    assert torch.equal(
+        torch.cat([chunk[c.seed] for chunk, c in zip(made, path, strict=True)], dim=1), output.frames[0]
+    )
+
+
+def test_an_unfinished_search_has_no_best_path():
+    with pytest.raises(ValueError, match="not finished"):
+        SearchTrace({}, 0, 16.0, "", []).best_path()

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..card import load_pyplot
-from ..clips import parse_caption
 from .metrics import WINDOW_CHUNKS
+from .pictures import load_pyplot
 from .results import Job, Row
 from .statistics import Difference, Estimate, difference, estimate
 from .suites import Suite
@@ -60,7 +59,7 @@ class SuiteRows:
         return estimate(list(values.values()), [prompt for prompt, _ in values]) if values else None
 
     def difference(self, entry: Entry, other: Entry, name: str) -> Difference | None:
-        """Of the tasks that both have."""
+        """Returns the paired difference over the tasks that both entries have; None without any."""
         ours, theirs = self.values(entry, name), self.values(other, name)
         both = [task for task in ours if task in theirs]
         if not both:
@@ -75,7 +74,7 @@ class SuiteRows:
         return [estimate(values, groups) for values in zip(*rows.values(), strict=True)] if rows else []
 
     def score_names(self) -> list[str]:
-        """Of any row, in order of appearance."""
+        """Returns the names of the scores that any row has, in order of appearance."""
         rows = [row for by_task in self.rows.values() for row in by_task.values()]
         return list({name: None for row in rows for name in row["scores"]})
 
@@ -154,12 +153,12 @@ def growth_table(found: SuiteRows, verdicts: Sequence[str]) -> str:
 
 
 def group_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
-    """Where the last entry helps and where it does not: its verdicts and the baseline's, by what prompts say."""
+    """Compares the last entry's verdicts with the baseline's, group of prompts by group."""
     baseline, last, tables = found.suite.baseline, found.suite.entries[-1], {}
-    for grouping in found.suite.groupings:
+    for grouping, group_of in found.suite.groupings.items():
         groups: dict[str, set[str]] = {}
         for prompt, _ in found.suite.tasks:
-            groups.setdefault(getattr(parse_caption(prompt), grouping), set()).add(prompt)
+            groups.setdefault(group_of(prompt), set()).add(prompt)
         lines = []
         for group, prompts in sorted(groups.items()):
             cells = [group]
@@ -176,8 +175,10 @@ def group_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
 
 
 def agreement_table(found: SuiteRows, verdicts: Sequence[str]) -> str:
-    """Of the pairs of one prompt of which a verdict finds one better, the share that a reward orders alike; 0.5 is
-    blind. Nothing where no prompt has several videos."""
+    """Share of the pairs of one prompt that a reward orders as a verdict does; 0.5 is chance.
+
+    Pairs that the verdict finds equal are left out. Empty where no prompt has several videos.
+    """
     baseline, lines = found.suite.baseline, []
     metrics = {verdict.removesuffix(LOWEST) for verdict in verdicts}
     for name in found.score_names():
@@ -209,7 +210,7 @@ def cost_table(found: SuiteRows) -> str:
 
 
 def part_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
-    """All other scores: a table for every verdict, and one for what is no verdict."""
+    """Tables of all other scores: one for the parts of every verdict, and one for what belongs to none."""
     titles: dict[str, list[str]] = {}
     metrics = {verdict.removesuffix(LOWEST) for verdict in verdicts}
     for name in found.score_names():
@@ -228,7 +229,7 @@ def part_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
 
 
 def spread_table(found: SuiteRows) -> str:
-    """How far the candidates' fused scores lay apart, best minus worst, mean over the videos."""
+    """Spread of the candidates' fused scores, best minus worst, mean over the videos."""
     lines, num_chunks = [], 0
     for entry, by_task in found.rows.items():
         spreads = [row["search"]["spread"] for row in by_task.values() if row["search"]]

@@ -44,7 +44,7 @@ def estimate(values: Sequence[float], groups: Sequence[Hashable]) -> Estimate:
 
 
 def difference(values: Sequence[float], baseline: Sequence[float], groups: Sequence[Hashable]) -> Difference:
-    """How much larger `values` are than `baseline`, pair by pair.
+    """Mean of `values` minus `baseline`, pair by pair, with its interval and test.
 
     p is the share of sign patterns of the groups, drawn at random, whose sum lies at least as far from 0.
     """

@@ -1,4 +1,4 @@
-"""How a video is made: what competes with what, and which of the paper's units are on.
+"""Methods to make a video: what competes with what, and which of the paper's units are on.
 
 A budget is the denoising forwards that a chunk may cost. With n steps it pays for `budget / n` candidates of every
 chunk, whatever competes: whole videos, chunks or beams.
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from diffusers.utils import logging
 
-from ...pipeline_stream_t1 import StreamT1Pipeline
-from ...rewards.scoring import RewardScore, score_clips
-from ...search.memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, SlidingWindow, StaticSink
-from ...search.reward_pruning import fuse_scores, keep_best
-from ...search.trace import CandidateTrace, SearchTrace
+from ..pipeline_stream_t1 import StreamT1Pipeline
+from ..rewards.scoring import RewardScore, score_clips
+from ..search.memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, SlidingWindow, StaticSink
+from ..search.reward_pruning import fused_score, fusion_weight
+from ..search.trace import SearchTrace
 
 logger = logging.get_logger(__name__)
 
@@ -35,7 +35,7 @@ class Method:
 
     @property
     def is_guided(self) -> bool:
-        """Whether rewards are asked at every chunk."""
+        """True where rewards score every chunk."""
         return self.has_rewards and self.competition != "videos"
 
     def with_correlation(self, noise_correlation: float) -> "Method":
@@ -64,7 +64,7 @@ METHODS = {
         Method("beam", "beams"),
         Method("beam+noise", "beams", noise_correlation=-0.1),
         Method("beam+memory", "beams", memory=RewardRoutedSink()),
-        # The default threshold, 0.2, is of VideoAlign's scale; the demo's rewards, in [0, 1], hardly ever fall so far.
+        # The default threshold, 0.2, is of VideoAlign's scale; rewards in [0, 1] hardly ever fall so far.
         Method("beam+appends", "beams", memory=RewardRoutedSink(transition_threshold=0.01)),
         Method("full", "beams", memory=RewardRoutedSink(), noise_correlation=-0.1),
     )
@@ -91,7 +91,7 @@ def find_method(name: str) -> Method:
 
 
 def num_candidates(method: Method, budget: int, num_steps: int) -> int:
-    """How many candidates of a chunk the budget pays for.
+    """Number of candidates of a chunk that the budget pays for.
 
     Raises:
         ValueError: none, part of one, or a number that the method can't use.
@@ -111,7 +111,7 @@ def num_candidates(method: Method, budget: int, num_steps: int) -> int:
 def make_video(
     pipe: StreamT1Pipeline, method: Method, *, budget: int, prompt: str, seed: int, **arguments: int
 ) -> Video:
-    """One video. All methods of a seed have the plain sample's first chunk among their candidates.
+    """Makes one video. All methods of a seed have the plain sample's first chunk among their candidates.
 
     Args:
         budget: denoising forwards per chunk.
@@ -129,16 +129,6 @@ def make_video(
     return COMPETITIONS[method.competition](pipe, count, arguments)
 
 
-def best_path(trace: SearchTrace) -> list[CandidateTrace]:
-    """The best video's chunks: its candidate of every chunk, the first one first."""
-    rank, path = trace.final.order[0], []
-    for chunk in reversed(trace.chunks):
-        order = keep_best([c.score if c.kept else None for c in chunk.candidates], len(chunk.candidates))
-        path.append(chunk.candidates[order[rank]])
-        rank = path[-1].parent
-    return path[::-1]
-
-
 def _best_of_beams(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Video:
     """Two beams; two candidates are one beam's, since two beams of one candidate each would drop nothing."""
     num_beams = 2 if count >= 4 else 1
@@ -154,19 +144,21 @@ def _best_of_videos(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Vide
     best, best_score, cost, problem = None, -math.inf, Counter(), None
     for _ in range(count):
         video = _search(pipe, 1, 1, arguments | {"image_reward": False, "video_reward": False})
-        pair = []
+        scores, failed = [], None
         for name in ("image_reward", "video_reward"):
-            reward, result = getattr(pipe, name), RewardScore(0.0)
+            reward, result = getattr(pipe, name), RewardScore(None)
             if reward is not None:
                 result = score_clips(reward, video.frames[None], arguments["prompt"], pipe.config.fps, name=name)[0]
                 video.cost["frames_scored"] += len(video.frames)
-            pair.append(result.score)
-            if result.score is None:
-                problem = result.problem or result.gated
-                logger.warning(f"One of {count} videos is left out, {problem}.")
+                failed = failed or result.problem or result.gated
+            scores.append(result.score)
         cost.update(video.cost)
+        if failed is not None:
+            problem = failed
+            logger.warning(f"One of {count} videos is left out, {problem}.")
+            continue
         num_chunks, cap = len(video.trace.chunks), video.trace.config["short_weight_cap"]
-        score = -math.inf if None in pair else fuse_scores(*pair, num_chunks - 1, num_chunks, cap)
+        score = fused_score(*scores, fusion_weight(num_chunks - 1, num_chunks, cap))
         if score > best_score:
             best, best_score = video, score
     if best is None:
@@ -177,13 +169,16 @@ def _best_of_videos(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Vide
 def _search(pipe: StreamT1Pipeline, num_beams: int, num_per_beam: int, arguments: dict) -> Video:
     output = pipe(num_beams=num_beams, num_candidates=num_per_beam, **arguments)
     frames, trace = (output.frames[0] * 255).round().to(torch.uint8).cpu(), output.trace
-    has_video_reward = pipe.video_reward is not None and arguments.get("video_reward") is not False
-    wanted = "video_reward" if has_video_reward else "score"
-    if len(frames) < trace.config["num_frames"] or trace.final.selection != wanted:
+    present = [
+        name
+        for name in ("video_reward", "image_reward")
+        if getattr(pipe, name) is not None and arguments.get(name) is not False
+    ]
+    if len(frames) < trace.config["num_frames"] or trace.final.selection != (*present, "score")[0]:
         raise KeyboardInterrupt  # the pipeline gives what was finished then; here that is no video
     names = ("forwards", "clean_passes", "latents_decoded", "frames_scored")
     cost = {name: sum(getattr(chunk.work, name) for chunk in trace.chunks) for name in names}
-    if has_video_reward:
+    if "video_reward" in present:
         cost["frames_scored"] += len(trace.final.order) * len(frames)
     return Video(frames, trace, cost)
 

@@ -1,4 +1,4 @@
-"""Where results are kept: a folder with `configuration.json` and one line of JSON for every video.
+"""Results of an evaluation: a folder with `configuration.json` and one line of JSON for every video.
 
 Every process appends to a file of its own, `rows-N.jsonl`, and reads those of all. So a run that was killed goes on
 where it was, with any number of processes, and the folders of several machines are merged by reading them together.
@@ -35,7 +35,7 @@ class Job:
 
     @property
     def task(self) -> tuple[str, int, int]:
-        """What all methods are given alike."""
+        """The inputs that all methods share."""
         return self.prompt, self.seed, self.num_frames
 
     @classmethod
@@ -129,7 +129,7 @@ def read_rows(folders: Iterable[Path]) -> list[Row]:
 
 
 def is_finished(row: Row) -> bool:
-    """Whether the video was made and all metrics read it; else it is tried again."""
+    """Tells whether the video was made and all metrics read it; otherwise it is tried again."""
     return row["error"] is None and not row["problems"]
 
 

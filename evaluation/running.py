@@ -10,8 +10,8 @@ import torch
 from accelerate import PartialState
 from diffusers.utils import logging
 
-from ...pipeline_stream_t1 import StreamT1Pipeline, __version__
-from .methods import Video, best_path, find_method, make_video
+from ..pipeline_stream_t1 import StreamT1Pipeline, __version__
+from .methods import Video, find_method, make_video
 from .metrics import Metric, measure
 from .results import SURROUNDINGS, Job, Row, append_row, is_finished, keep_configuration, new_row, read_rows
 
@@ -32,7 +32,7 @@ class Evaluation:
     width: int
 
     def configuration(self) -> dict:
-        """What all rows of a folder have in common, and what they were made with."""
+        """Returns what all rows of a folder have in common, and the versions and device that made them."""
         pipe = self.pipe
         rewards = {name: _describe(getattr(pipe, name)) for name in ("image_reward", "video_reward")}
         config = {name: pipe.config[name] for name in ("chunk_frames", "window_frames", "sink_frames", "fps")}
@@ -90,7 +90,7 @@ class Evaluation:
         return make_video(self.pipe, method, budget=job.budget, prompt=job.prompt, seed=job.seed, **arguments)
 
     def make(self, job: Job) -> Row:
-        """One video's row; when the video can't be made, why."""
+        """Makes one video and returns its row; of a video that fails, one that says why."""
         begin = time.perf_counter()
         try:
             video = self.video(job)
@@ -98,9 +98,14 @@ class Evaluation:
             logger.warning(f"{job} failed, {type(error).__name__}: {error}")
             return new_row(job, error=f"{type(error).__name__}: {error}")
         seconds = time.perf_counter() - begin
-        fps, chunk_frames = self.pipe.config.fps, self.pipe.config.chunk_frames * self.pipe.geometry.temporal_factor
+        frames_per_chunk = self.pipe.config.chunk_frames * self.pipe.geometry.temporal_factor
         measured = measure(
-            self.metrics, video.frames, job.prompt, fps, chunk_frames=chunk_frames, in_windows=self.in_windows
+            self.metrics,
+            video.frames,
+            job.prompt,
+            self.pipe.config.fps,
+            frames_per_chunk=frames_per_chunk,
+            in_windows=self.in_windows,
         )
         for name, problem in measured.problems.items():
             logger.warning(f"{job} has no {name}, {problem}")
@@ -117,15 +122,14 @@ class Evaluation:
 
 
 def share_of(jobs: Sequence[Job], process_index: int, num_processes: int) -> list[Job]:
-    """One process's jobs: all of every n-th task, so that each has as much of every method to do."""
+    """Returns one process's jobs: all of every n-th task, so that each has as much of every method to do."""
     tasks = list(dict.fromkeys(job.task for job in jobs))
     mine = set(tasks[process_index::num_processes])
     return [job for job in dict.fromkeys(jobs) if job.task in mine]
 
 
 def fingerprint(module: torch.nn.Module | None) -> str | None:
-    """A short hash of a model's weights: of names, shapes and evenly spaced values of every tensor, so that it takes
-    no time at any size."""
+    """Short hash of a model: of the names, shapes and evenly spaced values of all weights, quick at any size."""
     if module is None:
         return None
     digest = hashlib.sha256()
@@ -138,7 +142,7 @@ def fingerprint(module: torch.nn.Module | None) -> str | None:
 
 def _search_record(video: Video) -> dict:
     """The best video's rewards and routes chunk by chunk, and how far candidates' scores lay apart."""
-    path = best_path(video.trace)
+    path = video.trace.best_path()
     scores = [[c.score for c in chunk.candidates if c.score is not None] for chunk in video.trace.chunks]
     return {
         "short": [candidate.short for candidate in path],

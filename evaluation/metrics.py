@@ -1,4 +1,4 @@
-"""What is measured of a finished video: by rewards, and for the demo by its two verdicts. None of it guides a search.
+"""Metrics of a finished video, made of any rewards. None of them guides a search.
 
 A metric takes frames (F, 3, H, W) uint8, the prompt and the frames per second, and gives numbers by name; one has the
 metric's own name. Some are also taken in windows, of the last three chunks at every chunk.
@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ... import rewards
-from ...rewards.scoring import RewardFunction, score_clips
-from ..checker import check
-from ..clips import ATTRIBUTES, parse_caption
-from ..judge import Judge
+from ..pipeline_stream_t1 import StreamT1Pipeline
+from ..rewards.base import Reward
+from ..rewards.scoring import RewardFunction, score_clips
+from ..rewards.shipped import SHIPPED_REWARDS
 
 WINDOW_CHUNKS = 3
 
@@ -37,20 +36,20 @@ def measure(
     prompt: str,
     fps: float,
     *,
-    chunk_frames: int,
+    frames_per_chunk: int,
     in_windows: Container[str],
 ) -> Measurement:
-    """What the metrics say of a video. One that fails is named, the others go on.
+    """Takes all metrics of a video. One that fails is named, the others go on.
 
     Args:
         frames: (F, 3, H, W) uint8.
-        chunk_frames: frames of every chunk but the first, which has 3 fewer.
+        frames_per_chunk: pixel frames of every chunk but the first, which has 3 fewer.
         in_windows: metrics that are taken in windows too, and "NAME.lowest" is the lowest of these. Of the others
             nothing but their own number is kept.
     """
     measurement = Measurement()
-    length = WINDOW_CHUNKS * chunk_frames - 3
-    begins = range(0, len(frames) - length + 1, chunk_frames)
+    length = WINDOW_CHUNKS * frames_per_chunk - 3
+    begins = range(0, len(frames) - length + 1, frames_per_chunk)
     for name, metric in metrics.items():
         try:
             scores = metric(frames, prompt, fps)
@@ -77,28 +76,7 @@ class RewardMetric:
         result = score_clips(self.scorer, frames[None], prompt, fps, name=self.name)[0]
         if result.score is None:
             raise ValueError(result.problem or result.gated)
-        return _named(self.name, {"": result.score, **result.parts})
-
-
-@dataclass(frozen=True, eq=False)
-class JudgeMetric:
-    """The demo's trained judge: 1 where all that the prompt says is seen, and how probable it finds that."""
-
-    scorer: Judge
-
-    def __call__(self, frames: torch.Tensor, prompt: str, fps: float) -> dict[str, float]:
-        caption, reading = parse_caption(prompt), self.scorer.read(frames.float() / 255)
-        follows = {name: float(reading.follows(caption, name)) for name in ATTRIBUTES}
-        probability = reading.probability(caption).mean().item()
-        return _named("judge", {"": min(follows.values()), **follows, "probability": probability})
-
-
-def checker_metric(frames: torch.Tensor, prompt: str, fps: float) -> dict[str, float]:
-    """The demo's rules: 1 where all that the prompt says is seen, and how steady the path is."""
-    caption, verdict = parse_caption(prompt), check(frames.float() / 255)
-    follows = {name: float(verdict.follows(caption, name)) for name in ATTRIBUTES}
-    steadiness = {name: getattr(verdict, name) for name in ("presence", "largest_jump", "jitter")}
-    return _named("checker", {"": min(follows.values()), **follows, **steadiness})
+        return prefixed(self.name, {"": result.score, **result.parts})
 
 
 def load_metrics(
@@ -128,17 +106,24 @@ def load_metrics(
     return metrics
 
 
-def _load_reward(source: str) -> rewards.Reward:
+def searched_rewards(pipe: StreamT1Pipeline) -> dict[str, Metric]:
+    """The pipeline's rewards as metrics: scores of whole videos by what was searched by, which show a blind reward."""
+    rewards = {name: getattr(pipe, name) for name in ("image_reward", "video_reward")}
+    return {name: RewardMetric(name, reward) for name, reward in rewards.items() if reward is not None}
+
+
+def _load_reward(source: str) -> Reward:
     class_name, _, model = source.partition(":")
-    if class_name not in rewards.__all__:
-        return rewards.Reward.from_pretrained(source)
+    if class_name not in SHIPPED_REWARDS:
+        return Reward.from_pretrained(source)
     if model:
-        return getattr(rewards, class_name).from_pretrained(model)
+        return SHIPPED_REWARDS[class_name].from_pretrained(model)
     try:
-        return getattr(rewards, class_name)()
+        return SHIPPED_REWARDS[class_name]()
     except TypeError as error:
         raise ValueError(f"`--metric` names {class_name}, which needs a model: {error}.") from error
 
 
-def _named(name: str, values: dict[str, float]) -> dict[str, float]:
+def prefixed(name: str, values: dict[str, float]) -> dict[str, float]:
+    """Numbers under their metric's name: "NAME" for the key "", "NAME.KEY" for the others."""
     return {f"{name}.{key}" if key else name: value for key, value in values.items()}

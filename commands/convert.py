@@ -1,10 +1,10 @@
-"""`stream-t1 convert` and `stream-t1 inspect`. What is slow to import is imported when a command runs."""
+"""`stream-t1 convert`: published checkpoints become folders that `from_pretrained` loads."""
 
 import argparse
 from importlib import import_module
 from pathlib import Path
 
-from .layouts import GENERATORS, WAN_BASE, Generator
+from ..checkpoints.layouts import GENERATORS, WAN_BASE, Generator
 
 DTYPES = ("float32", "bfloat16", "float16")
 REWARDS = {  # by the names of their modules: title, and where the prompt template is
@@ -13,7 +13,7 @@ REWARDS = {  # by the names of their modules: title, and where the prompt templa
 }
 
 
-def add_convert(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Makes a folder that `from_pretrained` loads of the files that a model's authors published."
     models = parser.add_subparsers(metavar="MODEL", required=True)
     for name, generator in GENERATORS.items():
@@ -62,7 +62,7 @@ def add_reward(parser: argparse.ArgumentParser, name: str, title: str, template:
 def convert_generator(arguments: argparse.Namespace) -> None:
     import torch
 
-    from . import generators
+    from ..checkpoints import generators
 
     conversion = generators.convert_generator(
         arguments.name,
@@ -81,7 +81,7 @@ def convert_generator(arguments: argparse.Namespace) -> None:
 
 
 def convert_reward(arguments: argparse.Namespace) -> None:
-    module = import_module(f".{arguments.name}", __package__)
+    module = import_module(f"..checkpoints.{arguments.name}", __package__)
     conversion = getattr(module, f"convert_{arguments.name}")(
         arguments.checkpoint or module.CHECKPOINT,
         arguments.template,
@@ -91,18 +91,6 @@ def convert_reward(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     _print_summary(REWARDS[arguments.name][0], conversion)
-
-
-def add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Says what a file or folder is: layout, size, dtype, and what converts it."
-    parser.add_argument("path", type=Path)
-    parser.set_defaults(run=inspect)
-
-
-def inspect(arguments: argparse.Namespace) -> None:
-    from .inspection import describe
-
-    print(describe(arguments.path))
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

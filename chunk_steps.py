@@ -1,0 +1,455 @@
+"""What a search may do with one chunk: propose, denoise, decode, score, commit. The pipeline's loop is made of it.
+
+    candidates = steps.propose(beams, [4])             unit 1: noise correlated with the beam's own
+    candidates = steps.denoise(beams, candidates)
+    candidates = steps.score(beams, candidates)        unit 2, and the route of unit 3
+    beams = steps.commit(beams, [candidates[best]])    unit 3: a clean pass, then the oldest chunk is routed
+    steps = steps.ahead()                              the same for the next chunk
+
+Values go in and new values come out: no step writes into a beam or a candidate. What the steps of a chunk keep
+themselves is its work, what each of its forwards reads of a memory, and its prompt.
+
+Axes: B batch, C channels, F latent frames (or pixel frames), H and W height and width, h and w those of latents.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from .models.memory import ChunkContext, ChunkMemory, ChunkRecord
+from .models.pixels import thumbnail, to_uint8
+from .models.prompt import ChunkPrompts, Prompt
+from .models.streaming_decoder import StreamingWanDecoder
+from .rewards.arguments import chosen_reward
+from .rewards.scoring import RewardScore, score_clips
+from .search.beam import RELEASED, Beam, Candidate, lose, newest, set_aside
+from .search.geometry import whole_number
+from .search.memory_sinking import decided_route, make_room
+from .search.noise_propagation import SEED_MODES, candidate_generator, draw_noise, propagate_noise, search_seed
+from .search.plan import PromptPlan
+from .search.policy_config import policy_positions
+from .search.reward_pruning import fused_score, normalize_scores
+from .search.running import SearchInterrupted, begin_step
+from .search.trace import ChunkWork
+
+
+class ChunkSteps:
+    """The steps of one chunk of one prompt's video. `pipe.steps(...)` gives those of chunk 0, `ahead` the next ones.
+
+    Args:
+        pipe: whose models are used.
+        inputs: what the chunks of this video have in common.
+        prompt: as the transformer reads it.
+        chunk_index: of the video, from 0.
+        levels: noise levels of the steps, after the shift, then 0. Default: those of the plan.
+        work: to which this chunk's is added. Default: none so far.
+    """
+
+    def __init__(
+        self,
+        pipe: "StreamT1Pipeline",  # noqa: F821 - it imports this file
+        inputs: PromptPlan,
+        prompt: Prompt,
+        chunk_index: int = 0,
+        *,
+        levels: tuple[float, ...] | None = None,
+        work: ChunkWork | None = None,
+    ) -> None:
+        self.pipe, self.inputs, self.plan, self.chunk_index = pipe, inputs, inputs.plan, chunk_index
+        self.levels, self.timesteps = self.plan.levels, self.plan.timesteps
+        if levels is not None:
+            self.levels, self.timesteps = levels, pipe.scheduler.timesteps_of(levels[:-1], self.plan.device)
+        self.work = ChunkWork() if work is None else work
+        self._prompts = ChunkPrompts(prompt, self.num_steps)
+        self._contexts: dict[int, tuple[ChunkMemory, ChunkContext]] = {}
+        self._num_proposed = 0
+        self._generator: torch.Generator | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps of this chunk."""
+        return len(self.levels) - 1
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the video; of an endless stream, its horizon."""
+        return self.plan.num_chunks
+
+    @property
+    def is_last(self) -> bool:
+        return self.plan.is_last(self.chunk_index)
+
+    @property
+    def prompt(self) -> str | None:
+        """The prompt in words; None where there are only embeddings."""
+        return self.inputs.words
+
+    @property
+    def next_prompt(self) -> Prompt:
+        """What the next chunk's transformer reads, after what a callback changed."""
+        return self._prompts.last
+
+    @property
+    def generator(self) -> torch.Generator:
+        """For a search's own draws: a stream that no candidate has, seeded from the run's base and the chunk."""
+        if self._generator is None:
+            self._generator = candidate_generator(search_seed(self.inputs.seeds[0], self.chunk_index))
+        return self._generator
+
+    def propose(self, beams: Sequence[Beam], counts: Sequence[int] | int, first: int = 0) -> list[Candidate]:
+        """Unit 1: new candidates with their noise drawn, in order of their parents.
+
+        Args:
+            counts: candidates of each beam; one number serves all.
+            first: number of a beam's first one, which decides its seed: a second round begins where the last ended.
+
+        Raises:
+            TypeError, ValueError: `counts` has not a whole number for each beam, or `first` is below 0.
+        """
+        counts = [counts] * len(beams) if not isinstance(counts, Sequence) else counts
+        if len(counts) != len(beams):
+            raise ValueError(f"`counts` has {len(counts)} numbers for {len(beams)} beams; give one each.")
+        first = whole_number("first", first, least=0)
+        candidates = []
+        for parent, (beam, count) in enumerate(zip(beams, counts, strict=True)):
+            for index in range(first, first + whole_number("counts", count, least=0)):
+                candidates.append(self._propose_one(beam, parent, index))
+        return candidates
+
+    def _propose_one(self, beam: Beam, parent: int, index: int) -> Candidate:
+        num_channels, num_frames, *size = self.plan.latent_shape
+        seed, lineage = self._seed(beam, parent, index)
+        generator = candidate_generator(seed)
+        fresh, *renoise = (draw_noise([generator], (num_frames, num_channels, *size))[0] for _ in self.levels[:-1])
+        noise = propagate_noise(beam.noise, fresh, self.plan.request.noise_correlation)
+        if self.inputs.noise is not None:
+            frames = slice(self.chunk_index * num_frames, (self.chunk_index + 1) * num_frames)
+            noise = self.inputs.noise[:, frames].transpose(0, 1).to(fresh).contiguous()
+        self._num_proposed += 1
+        return Candidate(parent, seed, noise, tuple(renoise), number=self._num_proposed - 1, lineage=lineage)
+
+    def _seed(self, beam: Beam, parent: int, index: int) -> tuple[int, tuple[int, int] | None]:
+        """The seed of a beam's candidate, and its lineage where the run has several."""
+        seeds, mode = self.inputs.seeds, SEED_MODES[self.plan.request.candidate_seeds]
+        if len(seeds) == 1:
+            return mode(seeds[0], self.chunk_index, parent, index, beam.seeds[-1] if beam.seeds else seeds[0]), None
+        lineage = beam.lineage
+        if lineage is None:  # candidate i of chunk 0 begins lineage i
+            index, own = divmod(index, len(seeds))
+            lineage = (own, 0)
+        base = seeds[lineage[0]]
+        return mode(base, self.chunk_index, lineage[1], index, base), lineage
+
+    @torch.no_grad()
+    def denoise(
+        self, beams: Sequence[Beam], candidates: Sequence[Candidate], until: int | None = None
+    ) -> list[Candidate]:
+        """The candidates after step `until`, with their clean prediction; those that are there already as they are.
+
+        Those of one parent that have done as many steps are one batch.
+
+        Args:
+            until: steps done in the end, 1 to `num_steps`. None: all.
+
+        Raises:
+            TypeError, ValueError: there is no such step, or a beam's memory was let go.
+        """
+        until = self.num_steps if until is None else whole_number("until", until, least=1, most=self.num_steps)
+        done, batches = list(candidates), {}
+        for row, candidate in enumerate(candidates):
+            if candidate.lost is None and candidate.step < until:
+                memory = _memory(beams, candidate)
+                batches.setdefault((candidate.parent, id(memory), candidate.step), []).append(row)
+        for rows in batches.values():
+            batch = [done[row] for row in rows]
+            with self.work.timed("denoise", self.plan.device):
+                batch = self._denoise_batch(_memory(beams, batch[0]), batch, until)
+            for row, candidate in zip(rows, batch, strict=True):
+                done[row] = candidate
+        return done
+
+    def _denoise_batch(self, memory: ChunkMemory, batch: list[Candidate], until: int) -> list[Candidate]:
+        first, scheduler, latents = batch[0].step, self.pipe.scheduler, self._inputs(batch)
+        for step in range(first, until):
+            if self.pipe.interrupt:
+                raise SearchInterrupted
+            timestep, noisy = self.timesteps[step], latents
+            begin_step(self.pipe, self.num_steps, timestep, self.plan.request.attention_kwargs)
+            velocity = self._velocity(noisy, timestep, memory, self._prompts.begin(step))
+            sigma, next_sigma = self.levels[step : step + 2]
+            fresh = self._noise([c.renoise[step] for c in batch]) if next_sigma > 0.0 else None
+            stepped = scheduler.step_between(velocity, noisy, sigma, next_sigma, fresh)
+            latents = self._call_back(step, stepped)
+        self.work.forwards += len(batch) * (until - first)
+        prediction, is_replaced = latents, False
+        if until < self.num_steps:
+            prediction, is_replaced = scheduler.clean_sample(velocity, noisy, sigma), latents is not stepped
+        finite = torch.isfinite(prediction).flatten(1).all(dim=1).tolist()
+        denoised = []
+        for row, candidate in enumerate(batch):
+            # Copies: a view would keep the whole batch alive for as long as one candidate of it is.
+            changes = {"step": until, "prediction": prediction[row].clone()}
+            changes["noisy"] = latents[row].clone() if is_replaced else None
+            candidate = replace(candidate.without_scores(), **changes)
+            if not finite[row]:
+                candidate = lose(candidate, "its latents are not finite", self.chunk_index)
+            denoised.append(candidate)
+        return denoised
+
+    def _inputs(self, batch: list[Candidate]) -> torch.Tensor:
+        """(B, C, F, h, w): the noisy latents that the batch's next step denoises."""
+        step = batch[0].step
+        if step == 0:
+            return self._noise([candidate.noise for candidate in batch])
+        prediction = torch.stack([candidate.prediction for candidate in batch])
+        noise = self._noise([candidate.renoise[step - 1] for candidate in batch])
+        latents = self.pipe.scheduler.add_noise(prediction, noise, self.levels[step])
+        for row, candidate in enumerate(batch):
+            if candidate.noisy is not None:
+                latents[row] = candidate.noisy
+        return latents
+
+    def _noise(self, draws: list[torch.Tensor]) -> torch.Tensor:
+        """(F, C, h, w) each to (B, C, F, h, w) on the models' device."""
+        return torch.stack(draws).to(self.plan.device).transpose(1, 2)
+
+    def _call_back(self, step: int, latents: torch.Tensor) -> torch.Tensor:
+        """The latents, or what `callback_on_step_end` put instead of them."""
+        callback = self.plan.request.callback_on_step_end
+        if callback is None:
+            return latents
+        tensors = {"latents": latents, "prompt_embeds": self._prompts.begin(step).embeds}
+        tensors = {name: tensors[name].clone() for name in self.plan.request.callback_tensor_inputs}
+        changed = callback(self.pipe, step, self.timesteps[step], tensors) or {}
+        replaced = changed.get("latents", latents).to(latents)
+        if replaced.shape != latents.shape:
+            raise ValueError(
+                f"`callback_on_step_end` gave `latents` of shape {tuple(replaced.shape)}; they must keep "
+                f"{tuple(latents.shape)}."
+            )
+        if "prompt_embeds" in changed:
+            self._prompts.change(step, changed["prompt_embeds"])
+        return replaced
+
+    @torch.no_grad()
+    def decode(self, beams: Sequence[Beam], candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates with pixels, also of unfinished predictions; each is decoded once, from its parent's state.
+
+        Raises:
+            ValueError: there is no VAE, or a parent's decoder state was let go.
+        """
+        decoded = list(candidates)
+        rows = [row for row, c in enumerate(decoded) if _is_open(c) and c.frames is None]
+        if rows and self.pipe.vae is None:
+            raise ValueError("There is no VAE to decode with.")
+        with self.work.timed("decode", self.plan.device):
+            for parent in dict.fromkeys(decoded[row].parent for row in rows):
+                state = beams[parent].decoder_state
+                if state is RELEASED:
+                    raise ValueError(f"The decoder state of beam {parent} was let go: nothing can be decoded from it.")
+                self._decode_batch(decoded, [row for row in rows if decoded[row].parent == parent], state)
+        return decoded
+
+    def _decode_batch(self, candidates: list[Candidate], rows: list[int], state: object | None) -> None:
+        """Puts the rows' decoded candidates into the list; `state` is their parent's."""
+        latents, finite = torch.stack([candidates[row].prediction for row in rows]), []
+        videos = StreamingWanDecoder(self.pipe.vae).continuations(latents, state)
+        for row, (video, new_state) in zip(rows, videos, strict=True):
+            frames = to_uint8(video)
+            picture = thumbnail(frames) if self.plan.request.trace_thumbnails else None
+            candidates[row] = replace(candidates[row], frames=frames, decoder_state=new_state, thumbnail=picture)
+            finite.append(torch.isfinite(video).all())
+        for row, is_finite in zip(rows, torch.stack(finite).tolist(), strict=True):
+            if not is_finite:
+                candidates[row] = lose(candidates[row], "its frames are not finite", self.chunk_index)
+        self.work.latents_decoded += latents.shape[0] * latents.shape[2]
+
+    @torch.no_grad()
+    def score(
+        self,
+        beams: Sequence[Beam],
+        candidates: Sequence[Candidate],
+        *,
+        image_reward: Callable | bool | None = None,
+        video_reward: Callable | bool | None = None,
+        prompt: str | None = None,
+    ) -> list[Candidate]:
+        """Unit 2, and the route for unit 3: the candidates with rewards, fused score and route, or lost.
+
+        What has no pixels is decoded, if a reward reads them. Candidates that have a score keep it, unless this call
+        brings rewards or words of its own.
+
+        Args:
+            image_reward, video_reward: instead of the run's; False: none.
+            prompt: words for the rewards, instead of the run's.
+        """
+        plan, is_own = self.plan, any(argument is not None for argument in (image_reward, video_reward, prompt))
+        rewards = {
+            "image": (chosen_reward("image_reward", image_reward, plan.image_reward), 0),
+            "video": (chosen_reward("video_reward", video_reward, plan.video_reward), plan.request.reward_window - 1),
+        }
+        if any(reward is not None for reward, _ in rewards.values()):
+            candidates = self.decode(beams, candidates)
+        scored, words = list(candidates), self.inputs.reward_words if prompt is None else prompt
+        rows = [row for row, c in enumerate(scored) if _is_open(c) and (is_own or c.score is None)]
+        for row in rows:
+            scored[row] = replace(scored[row], short=None, long=None, score=None, route=None, parts={})
+        for kind, (reward, num_past) in rewards.items():
+            alive = [row for row in rows if scored[row].lost is None]
+            if reward is not None and alive:
+                results = self._ask(kind, reward, self.clips(beams, [scored[row] for row in alive], num_past), words)
+                for row, result in zip(alive, results, strict=True):
+                    scored[row] = self._rewarded(scored[row], kind, result)
+        self._fuse(beams, scored, [row for row in rows if scored[row].lost is None])
+        return scored
+
+    def _ask(self, kind: str, reward: Callable, clips: torch.Tensor, words: str) -> list[RewardScore]:
+        self.work.frames_scored += clips.shape[0] * clips.shape[1]
+        with self.work.timed("reward", self.plan.device):
+            return score_clips(reward, clips, words, self.plan.fps, name=f"{kind}_reward")
+
+    def _rewarded(self, candidate: Candidate, kind: str, result: RewardScore) -> Candidate:
+        if result.gated is not None:
+            return set_aside(candidate, result.gated)
+        if result.score is None:
+            return lose(candidate, result.problem, self.chunk_index)
+        return candidate.with_reward(kind, result.score, result.parts)
+
+    def _fuse(self, beams: Sequence[Beam], candidates: list[Candidate], rows: list[int]) -> None:
+        """Puts fused scores and routes into the list, from the rewards that its rows have."""
+        weight, normalized = self.plan.fusion_weight(self.chunk_index), []
+        for name in ("short", "long"):
+            values = [getattr(candidates[row], name) for row in rows]
+            method = None if None in values else self.plan.request.score_normalization
+            normalized.append(normalize_scores(values, method))
+        for row, short, long in zip(rows, *normalized, strict=True):
+            candidate, parent = candidates[row], beams[candidates[row].parent]
+            # An absent reward has no say: a constant neither rises above its mean nor falls.
+            histories = ((*parent.short, candidate.short), (*parent.long, candidate.long))
+            route = decided_route(self.plan.policy, *(tuple(s or 0.0 for s in history) for history in histories))
+            candidates[row] = replace(candidate, score=fused_score(short, long, weight), route=route)
+
+    def clips(self, beams: Sequence[Beam], candidates: Sequence[Candidate], num_past: int) -> torch.Tensor:
+        """The candidates' chunks after so many of their beams': (B, F, 3, H, W) uint8."""
+        past = [newest(beams[candidate.parent].frames, num_past) for candidate in candidates]
+        return torch.stack([torch.cat((*frames, c.frames)) for frames, c in zip(past, candidates, strict=True)])
+
+    @torch.no_grad()
+    def commit(self, beams: Sequence[Beam], candidates: Sequence[Candidate]) -> list[Beam]:
+        """The beams that grow from finished candidates, in their order.
+
+        But for the last chunk, a clean pass remembers each, and unit 3 makes room for the next. A candidate that is
+        there twice gives two beams with one memory, which part with their next noise.
+
+        Raises:
+            ValueError: a candidate is lost or not denoised to the end, or its beam's memory was let go.
+        """
+        for candidate in candidates:
+            if candidate.lost is not None or not candidate.is_finished:
+                raise ValueError(f"Candidate {candidate.number} is lost or unfinished, and no beam can grow from it.")
+        grown = self._parted([candidate.extend(beams[candidate.parent]) for candidate in candidates])
+        if self.is_last:
+            return [replace(beam, decoder_state=RELEASED, evicted=()) for beam in grown]
+        rows_by_memory: dict[int, list[int]] = {}
+        for row, candidate in enumerate(candidates):
+            rows_by_memory.setdefault(id(_memory(beams, candidate)), []).append(row)
+        self._contexts = {key: entry for key, entry in self._contexts.items() if key in rows_by_memory}
+        remembered: dict[int, Beam] = {}
+        for key, rows in rows_by_memory.items():  # one after the other, so that each context goes as soon as it can
+            for row in rows:
+                if id(candidates[row]) not in remembered:
+                    remembered[id(candidates[row])] = self._remember(candidates[row], grown[row])
+            self._contexts.pop(key, None)
+        made = [remembered[id(candidate)] for candidate in candidates]
+        return [replace(beam, lineage=own.lineage) for beam, own in zip(made, grown, strict=True)]
+
+    def _remember(self, candidate: Candidate, beam: Beam) -> Beam:
+        """The beam with its newest chunk in memory: keys and values at timestep 0.
+
+        One chunk after the other, so that a pass needs no more room, and a compiled model no more graphs, for several.
+        """
+        plan, record, num_frames = self.plan, ChunkRecord(), self.plan.latent_shape[1]
+        with self.work.timed("clean_pass", plan.device):
+            self._velocity(
+                candidate.latents[None], self.timesteps.new_zeros(()), beam.memory, self.next_prompt, record
+            )
+            chunk = record.chunk(self.chunk_index, beam.memory.num_frames, num_frames)
+            memory = beam.memory.append(chunk, plan.sink_frames)
+            memory, left = make_room(memory, plan.policy, beam.routes, plan.rolling_frames, num_frames)
+        self.work.clean_passes += 1
+        evicted = tuple((index, route.value, done.value) for index, route, done in left)
+        return replace(beam, memory=memory, evicted=evicted)
+
+    @staticmethod
+    def _parted(beams: list[Beam]) -> list[Beam]:
+        """The beams; of those with one lineage all but the first get a branch of it, so that none shares seeds."""
+        parted, taken = [], set()
+        for beam in beams:
+            while beam.lineage is not None and beam.lineage in taken:
+                beam = replace(beam, lineage=(beam.lineage[0], beam.lineage[1] + 1))
+            taken.add(beam.lineage)
+            parted.append(beam)
+        return parted
+
+    def ahead(self, num_steps: int | None = None) -> "ChunkSteps":
+        """The next chunk's steps, for a loop of one's own or a roll-out. What they do is counted as this chunk's work.
+
+        Args:
+            num_steps: denoising steps, for a cheaper roll-out. Default: those of the run.
+
+        Raises:
+            TypeError, ValueError: this is the last chunk, or there is no such number of steps.
+        """
+        if self.is_last:
+            raise ValueError(f"Chunk {self.chunk_index} is the video's last; there is none ahead.")
+        levels = None if num_steps is None else (*self.pipe.scheduler.schedule(num_steps), 0.0)
+        arguments = {"levels": levels, "work": self.work}
+        return ChunkSteps(self.pipe, self.inputs, self.next_prompt, self.chunk_index + 1, **arguments)
+
+    def _context(self, memory: ChunkMemory, prompt: Prompt) -> ChunkContext:
+        """What the forwards on a memory read, made once per chunk."""
+        if id(memory) not in self._contexts:
+            config = self.pipe.transformer.config
+            context = memory.context(
+                self.plan.latent_shape[1:],
+                patch_size=config.patch_size,
+                head_dim=config.attention_head_dim,
+                positions=policy_positions(self.plan.policy),
+                prompt=prompt.memory,
+                device=self.plan.device,
+            )
+            self._contexts[id(memory)] = memory, context
+        _, context = self._contexts[id(memory)]
+        return context if context.prompt is prompt.memory else context.with_prompt(prompt.memory)
+
+    def _velocity(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        memory: ChunkMemory,
+        prompt: Prompt,
+        record: ChunkRecord | None = None,
+    ) -> torch.Tensor:
+        """The transformer's velocity, (B, C, F, h, w). A `record` takes the keys and values of a clean pass."""
+        context = self._context(memory, prompt)
+        return self.pipe.transformer(
+            hidden_states=latents.to(self.plan.dtype),
+            timestep=timestep.expand(latents.shape[0]),
+            encoder_hidden_states=prompt.embeds,
+            attention_kwargs=self.plan.request.attention_kwargs,
+            memory=context if record is None else context.recording(record),
+            return_dict=False,
+        )[0]
+
+
+def _is_open(candidate: Candidate) -> bool:
+    """Whether there is something of it to decode and score."""
+    return candidate.lost is None and candidate.prediction is not None
+
+
+def _memory(beams: Sequence[Beam], candidate: Candidate) -> ChunkMemory:
+    memory = beams[candidate.parent].memory if candidate.memory is None else candidate.memory
+    if memory is RELEASED:
+        raise ValueError(f"The memory of beam {candidate.parent} was let go: nothing can grow from it.")
+    return memory

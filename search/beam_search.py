@@ -1,0 +1,102 @@
+"""The paper's search: the best K of K times M candidates go on (section 3.2)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from . import beam, choice, geometry, noise_propagation, reward_pruning
+
+Budget = Sequence[tuple[int, int]] | Callable[[int, "list[beam.Beam]"], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class BeamSearch:
+    """Keeps the best `num_beams` of all candidates of a chunk.
+
+    Fewer beams than that, as at chunk 0 or after losses, have more candidates each, so that a chunk always costs the
+    same.
+
+    Args:
+        num_beams: K, kept after each chunk.
+        num_candidates: M, tried per beam.
+        budget: other numbers for some chunks: a list of (K, M), one per chunk, whose last entry goes on; or a function
+            of the chunk's index and the beams that gives (K, M), with K at most `num_beams`. With a list, `num_beams`
+            and `num_candidates` become the most in it.
+
+    Raises:
+        TypeError, ValueError: one of the numbers is not whole or below 1, or `budget` is empty.
+    """
+
+    num_beams: int = 2
+    num_candidates: int = 2
+    budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        budget = self.budget
+        if budget is not None and not callable(budget):
+            if isinstance(budget, str) or not isinstance(budget, Sequence) or not budget:
+                raise ValueError(
+                    f"`budget` of BeamSearch is {budget!r}; it must be a list of one or more (num_beams, "
+                    "num_candidates), or a function of the chunk index and the beams."
+                )
+            budget = tuple(_numbers(numbers, f"budget[{index}]") for index, numbers in enumerate(budget))
+            most = (max(pair[side] for pair in budget) for side in (0, 1))
+            for name, value in zip(("budget", "num_beams", "num_candidates"), (budget, *most), strict=True):
+                object.__setattr__(self, name, value)
+        for name in ("num_beams", "num_candidates"):
+            number = geometry.whole_number(name, getattr(self, name), least=1, of=" of BeamSearch")
+            object.__setattr__(self, name, number)
+
+    @property
+    def drops(self) -> bool:
+        """Whether any candidate, or beam, is ever dropped."""
+        if callable(self.budget):
+            return True
+        pairs = self.budget or ((self.num_beams, self.num_candidates),)
+        num_beams = [pair[0] for pair in pairs]
+        return any(pair[1] > 1 for pair in pairs) or num_beams != sorted(num_beams)
+
+    def __call__(self, steps: object, beams: "list[beam.Beam]") -> "choice.Choice":
+        num_beams, num_candidates = self.numbers(steps.chunk_index, beams)
+        counts = noise_propagation.split_evenly(num_beams * num_candidates, len(beams))
+        candidates = steps.denoise(beams, steps.propose(beams, counts))
+        candidates = steps.score(beams, candidates)
+        ranked = reward_pruning.rank(candidates)
+        return choice.Choice(candidates, ranked[:num_beams], reserve=ranked[num_beams:])
+
+    def numbers(self, chunk_index: int, beams: "list[beam.Beam]") -> tuple[int, int]:
+        """K and M of a chunk.
+
+        Raises:
+            TypeError, ValueError: the budget gives no such numbers, or more beams than `num_beams`.
+        """
+        if self.budget is None:
+            return self.num_beams, self.num_candidates
+        if not callable(self.budget):
+            return self.budget[min(chunk_index, len(self.budget) - 1)]
+        numbers = _numbers(self.budget(chunk_index, beams), f"budget({chunk_index})")
+        if numbers[0] > self.num_beams:
+            raise ValueError(
+                f"`budget` of BeamSearch gave {numbers[0]} beams for chunk {chunk_index}; `num_beams`, "
+                f"{self.num_beams}, is the most. Use BeamSearch({numbers[0]}, budget=...)."
+            )
+        return numbers
+
+    def work(self, chunk_index: int, num_parents: int) -> "tuple[choice.SearchWork, choice.SearchWork]":
+        """Exact, but for a budget that is a function: of that only the most is known, and only for `num_candidates`.
+
+        A function may give more than `num_candidates`; the estimate is then too low.
+        """
+        if callable(self.budget):
+            most = choice.SearchWork(self.num_beams * self.num_candidates, self.num_beams)
+            return choice.SearchWork(1, 1), most
+        num_beams, num_candidates = self.numbers(chunk_index, [])
+        exact = choice.SearchWork(num_beams * num_candidates, num_beams)
+        return exact, exact
+
+
+def _numbers(numbers: object, name: str) -> tuple[int, int]:
+    if isinstance(numbers, str) or not isinstance(numbers, Sequence) or len(numbers) != 2:
+        raise ValueError(f"`{name}` of BeamSearch is {numbers!r}; it must be (num_beams, num_candidates).")
+    named = zip(("num_beams", "num_candidates"), numbers, strict=True)
+    where = f" in `{name}` of BeamSearch"
+    return tuple(geometry.whole_number(which, number, least=1, of=where) for which, number in named)

@@ -1,0 +1,175 @@
+"""What a search is, what it gives, and the checks of both.
+
+A search is a callable, called once per chunk with `(steps, beams)`, that gives a `Choice`. `steps` is a
+`stream_t1.chunk_steps.ChunkSteps`. A plain function will do; an object may say more by these attributes:
+
+- `num_beams`: the most that it keeps; absent, 1;
+- `drops`: whether it ever drops a candidate, for which it needs a reward; absent, True;
+- `num_lineages`: how many base seeds it draws, so that candidate i of chunk 0 and all that grows from it have the
+  seeds of the i-th of so many calls; absent, 1;
+- `compares_rounds`: whether candidates that are ranked together are scored in several calls, which scores that are
+  normalised within a call do not allow; absent, False;
+- `work(chunk_index, num_parents)`: the least and the most `SearchWork` of a chunk, for estimates.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from numbers import Integral
+
+from . import beam
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """All candidates that were tried at a chunk, and which are kept."""
+
+    candidates: "Sequence[beam.Candidate]"
+    kept: Sequence[int]  # indices into `candidates`, best first; one that is there twice gives two beams
+    log_weights: Sequence[float] | None = None  # of the beams, as many as `kept`; None: 0 each
+    reserve: Sequence[int] = ()  # who takes the places of those that `max_lag` drops, best first
+
+    def without_lost(self) -> "Choice":
+        """The choice without kept candidates that were lost after it was made."""
+        rows = [row for row, index in enumerate(self.kept) if self.candidates[index].lost is None]
+        weights = None if self.log_weights is None else [self.log_weights[row] for row in rows]
+        return replace(self, kept=[self.kept[row] for row in rows], log_weights=weights)
+
+
+@dataclass(frozen=True)
+class SearchWork:
+    """What a search does at one chunk, for estimates."""
+
+    candidates: int  # denoised to the end and scored
+    kept: int
+    batch: int | None = None  # the most candidates of one parent that are denoised together; None: all of them
+
+
+def search_name(search: Callable) -> str:
+    """A function's own name; otherwise its class's."""
+    return getattr(search, "__name__", type(search).__name__)
+
+
+def most_kept(search: Callable) -> int:
+    """The most beams that a search keeps."""
+    return getattr(search, "num_beams", 1)
+
+
+def check_search(search: object) -> None:
+    """
+    Raises:
+        TypeError: `search` is a class, cannot be called, or says of itself what is no number.
+        ValueError: it keeps no beam.
+    """
+    if isinstance(search, type):
+        raise TypeError(f"`search` is the class {search.__name__}; give an object of it, such as {search.__name__}().")
+    if not callable(search):
+        raise TypeError(
+            f"`search` is a {type(search).__name__}; it must be a callable `search(steps, beams)` that gives a "
+            "`Choice`, such as BeamSearch(2, 4)."
+        )
+    for name in ("num_beams", "num_lineages"):
+        number = getattr(search, name, 1)
+        if not isinstance(number, Integral) or isinstance(number, bool):
+            raise TypeError(f"`{name}` of {search_name(search)} is {number!r}; it must be a whole number.")
+        if number < 1:
+            raise ValueError(f"`{name}` of {search_name(search)} is {number}; it must be 1 or more.")
+
+
+def check_choice(
+    choice: object, search: Callable, num_parents: int, *, at_most: int | None = None, may_repeat: bool = True
+) -> Choice:
+    """The choice, with indices and weights as plain numbers.
+
+    Args:
+        num_parents: beams that the search was given.
+        at_most: beams that may be kept; default: those of `most_kept`.
+        may_repeat: whether a candidate may be kept twice.
+
+    Raises:
+        TypeError: it is no `Choice` of candidates.
+        ValueError: it keeps nothing, too many, what is not there, was lost or is unfinished, or has other weights
+            than beams. Nothing is raised when every candidate was lost: then `kept` is empty.
+    """
+    name, at_most = search_name(search), most_kept(search) if at_most is None else at_most
+    if not isinstance(choice, Choice):
+        raise TypeError(f"{name} gave a {type(choice).__name__}; a search gives a `Choice(candidates, kept)`.")
+    candidates, kept, reserve = list(choice.candidates), list(choice.kept), list(choice.reserve)
+    if not all(isinstance(candidate, beam.Candidate) for candidate in candidates):
+        raise TypeError(f"{name} gave `candidates` that are not all of `Candidate`.")
+    if not candidates:
+        raise ValueError(f"{name} tried no candidate; `candidates` of its `Choice` is empty.")
+    for index in (*kept, *reserve):
+        if not isinstance(index, Integral) or isinstance(index, bool):
+            raise TypeError(f"{name} keeps {index!r}; `kept` holds indices into `candidates`, whole numbers.")
+        if not 0 <= index < len(candidates):
+            raise ValueError(f"{name} keeps candidate {index} of {len(candidates)}; indices begin at 0.")
+        candidate = candidates[index]
+        if candidate.lost is not None:
+            raise ValueError(f"{name} keeps candidate {index}, which was lost: {candidate.lost}.")
+        if not candidate.is_finished:
+            done = f"{candidate.step} of {candidate.num_steps} steps done"
+            raise ValueError(f"{name} keeps candidate {index} with {done}; denoise what is kept to the end.")
+        if not isinstance(candidate.parent, Integral) or not 0 <= candidate.parent < num_parents:
+            raise ValueError(f"{name} keeps candidate {index} of parent {candidate.parent}; of {num_parents} beams.")
+    if not kept and beam.alive_indices(candidates):
+        raise ValueError(f"{name} keeps nothing of {len(candidates)} candidates; keep 1 to {at_most}.")
+    if len(kept) > at_most:
+        raise ValueError(
+            f"{name} keeps {len(kept)} candidates, and says that it keeps at most {at_most}. Let its `num_beams` say "
+            "the most."
+        )
+    if not may_repeat and len(set(kept)) < len(kept):
+        raise ValueError(f'{name} keeps a candidate twice: with `candidate_seeds="reference"` both would be the same.')
+    return Choice(candidates, [int(i) for i in kept], _weights(choice, name), [int(i) for i in reserve])
+
+
+def _weights(choice: Choice, name: str) -> list[float] | None:
+    if choice.log_weights is None:
+        return None
+    weights = [float(weight) for weight in choice.log_weights]
+    if len(weights) != len(choice.kept):
+        raise ValueError(f"{name} gave {len(weights)} `log_weights` for {len(choice.kept)} beams; give one each.")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(f"{name} gave `log_weights` {weights}; they must be finite.")
+    return weights
+
+
+def check_kept(kept: Sequence[int], candidates: "Sequence[beam.Candidate]", num_beams: int) -> list[int]:
+    """A callback's choice of candidates.
+
+    Raises:
+        ValueError: it names none, too many, one twice, or one that was lost.
+    """
+    kept = [int(index) for index in kept]
+    possible = [index for index in beam.alive_indices(candidates) if candidates[index].is_finished]
+    if not 1 <= len(kept) <= num_beams or len({*kept} & {*possible}) != len(kept):
+        raise ValueError(
+            f"`callback_on_chunk_end` returned `kept` {kept}; it must name 1 to {num_beams} different candidates "
+            f"of {possible}."
+        )
+    return kept
+
+
+def as_config(value: object) -> object:
+    """What a trace keeps of a search or a policy: its name and its fields, all of them plain JSON.
+
+    Infinite numbers become "inf" or "-inf", of which JSON has none; functions their name; objects without fields of
+    their own, other than numbers and texts, their class's name.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, int):
+        return value
+    if isinstance(value, list | tuple):
+        return [as_config(each) for each in value]
+    if hasattr(value, "item"):  # a number of numpy's or torch's
+        return as_config(value.item())
+    if is_dataclass(value):
+        named = {field.name: getattr(value, field.name) for field in fields(value)}
+    else:
+        named = {} if hasattr(value, "__name__") else vars(value) if hasattr(value, "__dict__") else {}
+        named = {name: each for name, each in named.items() if isinstance(each, bool | int | float | str | None)}
+    return {"name": search_name(value), **{name: as_config(each) for name, each in named.items()}}

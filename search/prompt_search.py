@@ -1,0 +1,96 @@
+"""One prompt's search as it stands: its beams after the last finished chunk, and the record so far."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers.utils import logging
+
+from . import beam, choice, plan, reward_pruning, trace
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(eq=False)
+class PromptSearch:
+    """The loop's state for one prompt; the values in it are replaced, never written."""
+
+    inputs: "plan.PromptPlan"
+    prompt: object  # as the transformer reads it; a callback may replace it
+    trace: "trace.SearchTrace"
+    beams: "list[beam.Beam]"  # best first
+
+    @property
+    def plan(self) -> "plan.SearchPlan":
+        return self.inputs.plan
+
+    @property
+    def chunk_index(self) -> int:
+        """Of the chunk that is to be made next."""
+        return self.beams[0].depth
+
+    @property
+    def is_finished(self) -> bool:
+        return self.plan.is_last(self.chunk_index - 1)
+
+    def agreeing(self, made: "choice.Choice") -> "choice.Choice":
+        """The choice without those whose video is not the best one's up to `max_lag` chunks ago.
+
+        Candidates of its reserve take their places, if they agree.
+        """
+        lag = self.plan.request.max_lag
+        if lag is None or lag > self.chunk_index or not made.kept:
+            return made
+        ranked = [*made.kept, *made.reserve]
+        past = [self._past(made.candidates[index], lag) for index in ranked] if lag > 0 else [None]
+        rows = [row for row, latents in enumerate(past) if latents is past[0]][: len(made.kept)]
+        weights = made.log_weights and [made.log_weights[row] if row < len(made.kept) else 0.0 for row in rows]
+        return replace(made, kept=[ranked[row] for row in rows], log_weights=weights, reserve=())
+
+    def _past(self, candidate: "beam.Candidate", lag: int) -> torch.Tensor | None:
+        return self.beams[candidate.parent].latents[self.chunk_index - lag]
+
+    def finish_chunk(
+        self, beams: "list[beam.Beam]", record: "trace.ChunkTrace", monitored: dict[str, list[float | None]]
+    ) -> None:
+        """Goes on to the next chunk. An endless stream keeps the records of the last chunks alone."""
+        self.beams = beams
+        self.trace.add(record, monitored)
+        if self.plan.is_endless:
+            self.trace.keep_last(self.plan.num_chunks)
+
+    def num_settled(self, num_before: int) -> int:
+        """How many of the video's first chunks all beams share: they can change no more. `num_before` do."""
+        num_shared = num_before
+        while num_shared < self.chunk_index and len({id(beam.latents[num_shared]) for beam in self.beams}) == 1:
+            num_shared += 1
+        return num_shared
+
+    def forget(self, num_yielded: int) -> None:
+        """Lets go of what an endless stream has given away and no reward reads again."""
+        before = min(num_yielded, self.chunk_index - self.plan.request.reward_window)
+        if self.plan.is_endless and before > 0:
+            self.beams = [beam.forget(before) for beam in self.beams]
+
+    def release_decoder_states(self) -> None:
+        """Lets go of what only candidates are decoded from."""
+        self.beams = [replace(each, decoder_state=beam.RELEASED) for each in self.beams]
+
+    def release(self) -> None:
+        """Lets go of all that only a next chunk would need: a finished search is its videos and its trace."""
+        self.beams = [replace(each, memory=beam.RELEASED, decoder_state=beam.RELEASED) for each in self.beams]
+        self.prompt = None
+
+    def settle_by_score(self) -> None:
+        """Orders the beams by their last score, unless they are ordered: no more work for what was interrupted."""
+        if self.trace.final is None:
+            scores = [each.score for each in self.beams]
+            self.trace = replace(self.trace, final=reward_pruning.order_by("score", scores))
+
+    def best_beams(self) -> "Sequence[beam.Beam]":
+        """As many beams as the call asks for, in their final order; fewer, with a warning, when fewer are left."""
+        wanted = self.plan.request.num_videos_per_prompt
+        if len(self.beams) < wanted:
+            reasons = "candidates were lost, or `max_lag` or a callback kept fewer"
+            logger.warning(f"{len(self.beams)} of {wanted} videos are left for a prompt: {reasons}.")
+        return [self.beams[index] for index in self.trace.final.order][:wanted]

@@ -1,0 +1,13 @@
+"""The searches that ship, by the names under which commands and configurations know them.
+
+Importing this module imports them all: the pipeline does so, and what it imports is what diffusers' loader of remote
+code brings. A new search is added to this list.
+"""
+
+from . import beam_search, best_of_n, early_stop
+
+SHIPPED_SEARCHES: dict[str, type] = {
+    "beam": beam_search.BeamSearch,
+    "best-of-n": best_of_n.BestOfN,
+    "early-stop": early_stop.EarlyStop,
+}
