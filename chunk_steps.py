@@ -438,7 +438,7 @@ class ChunkSteps:
             timestep=timestep.expand(latents.shape[0]),
             encoder_hidden_states=prompt.embeds,
             attention_kwargs=self.plan.request.attention_kwargs,
-            memory=context if record is None else context.recording(record),
+            context=context if record is None else context.recording(record),
             return_dict=False,
         )[0]
 

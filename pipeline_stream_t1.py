@@ -92,7 +92,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         chunk_frames: latent frames that are denoised together.
         window_frames: latent frames of context, the first sink and the current chunk included.
         sink_frames: latent frames at the beginning of the video that never leave.
-        denoising_steps: 1000 times the noise levels before the scheduler's shift.
+        denoising_steps: 1000 u of every step, before the scheduler's shift.
         fps: of the videos, for rewards that need it.
         default_height, default_width: pixels, when a call names none.
         memory: the policy when a call names none, one of those in `search/memory_sinking.py` or its config; default

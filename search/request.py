@@ -33,7 +33,7 @@ class VideoRequest:
         height, width: pixels; multiples of the VAE's factor times the transformer's patch. Default: the model's own.
         num_frames: pixel frames, `4 * (latent frames - 1) + 1` with latent frames a multiple of `chunk_frames`.
         num_inference_steps: steps per chunk, evenly spaced before the shift. Default: the model's own steps.
-        sigmas: noise levels before the shift, instead of a number of steps.
+        sigmas: u of every step, before the shift as everywhere in diffusers, instead of a number of steps.
         num_videos_per_prompt: how many of the last beams to return, at most as many as the search keeps.
         generator: gives the base of all seeds; one per prompt when a list.
         latents: (B, C, F, h, w), the initial noise of the whole videos. For one beam and one candidate.
