@@ -153,3 +153,10 @@ def test_flatness_compares_the_medians_of_early_and_late_chunks(monkeypatch):
 def test_overhead_is_a_share_of_the_time():
     results = chunk_cost.main(["--model", "toy", "--overhead", "--chunks", "2", "--warmup", "1"])
     assert all(0 < share < 1 for share in results["share_outside"])
+
+
+def test_results_that_are_there_are_told_before_anything_is_measured(tmp_path):
+    (tmp_path / "results.json").write_text("mine")
+    with pytest.raises(SystemExit, match="`--output`: .*results.json exists. Name another file"):
+        chunk_cost.main(["--model", "toy", "--output", str(tmp_path / "results.json")])
+    assert (tmp_path / "results.json").read_text() == "mine"
