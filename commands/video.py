@@ -1,6 +1,7 @@
 """Video files: H.264 whose colours are tagged, and that is decoded again before anybody sees it."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import BinaryIO
@@ -58,6 +59,7 @@ def _run(*arguments: str, pixels: bytes = b"", output: BinaryIO | int = subproce
     # In a session of its own, it does not get the terminal's Ctrl-C, at which it would finish a shorter video.
     done = subprocess.run(command, input=pixels, stdout=output, stderr=subprocess.PIPE, start_new_session=True)
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {done.returncode}"]
-        raise OSError(f"The video could not be written; the encoder says: {said[0]}")
+        ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"status {done.returncode}"
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise OSError(f"The video could not be written; the encoder ended with {ended}: {said[0] if said else ''}")
     return done.stdout
