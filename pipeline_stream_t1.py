@@ -465,7 +465,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             may_repeat=plan.request.candidate_seeds == "independent",
         )
         made = search.agreeing(made)
-        if plan.is_seen:
+        if plan.request.trace_thumbnails:
             made = replace(made, candidates=steps.decode(beams, made.candidates))
         if made.kept and plan.request.callback_on_chunk_end is not None:
             state = {"candidates": list(made.candidates), "kept": list(made.kept)}
