@@ -129,7 +129,8 @@ class ChunkSteps:
             frames = slice(self.chunk_index * num_frames, (self.chunk_index + 1) * num_frames)
             noise = self.inputs.noise[:, frames].transpose(0, 1).to(fresh).contiguous()
         self._num_proposed += 1
-        return Candidate(parent, seed, noise, tuple(renoise), number=self._num_proposed - 1, lineage=lineage)
+        drawn = (noise, *renoise)
+        return Candidate(parent, seed, noise, drawn[1:], self._num_proposed - 1, drawn, lineage)
 
     def _seed(self, beam: Beam, parent: int, index: int) -> tuple[int, tuple[int, int] | None]:
         """The seed of a beam's candidate, and its lineage where the run has several."""

@@ -50,7 +50,7 @@ from .search.geometry import VideoGeometry, check_chunk_multiple, whole_number
 from .search.memory_sinking import MemoryPolicy
 from .search.noise_propagation import base_seed
 from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineOutput
-from .search.plan import PromptPlan, SearchPlan, check_noise
+from .search.plan import PromptPlan, SearchPlan, check_plan
 from .search.policy_config import check_policy, policy_config, policy_positions, policy_sink_frames
 from .search.prompt_search import PromptSearch
 from .search.request import StreamRequest, VideoRequest, takes_request
@@ -326,7 +326,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         self._check_rewards(plan)
         if plan.has_pixels:
             StreamingWanDecoder(self.vae).check()
-        check_noise(plan)
+        check_plan(plan)
         return plan
 
     def _check_rewards(self, plan: SearchPlan) -> None:

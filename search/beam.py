@@ -77,6 +77,7 @@ class Candidate:
     noise: torch.Tensor  # (F, C, H, W) initial noise
     renoise: tuple[torch.Tensor, ...]  # the same shape, added after each step but the last
     number: int = 0  # counts a chunk's candidates in the order in which they were proposed
+    drawn: tuple[torch.Tensor, ...] = ()  # `noise` and `renoise` as its seed gave them
     lineage: tuple[int, int] | None = None  # as the beam's that grows from it
     memory: object | None = None  # read, and grown, instead of the beam's
     step: int = 0  # denoising steps done
@@ -95,6 +96,12 @@ class Candidate:
     @property
     def num_steps(self) -> int:
         return len(self.renoise) + 1
+
+    @property
+    def own(self) -> list[str]:
+        """What a search put instead of what its seed and its beam gave: "noise", "memory", both or nothing."""
+        is_drawn = not self.drawn or all(a is b for a, b in zip((self.noise, *self.renoise), self.drawn, strict=True))
+        return ([] if is_drawn else ["noise"]) + ([] if self.memory is None else ["memory"])
 
     @property
     def is_finished(self) -> bool:

@@ -9,6 +9,8 @@ A search is a callable, called once per chunk with `(steps, beams)`, that gives 
   seeds of the i-th of so many calls; absent, 1;
 - `compares_rounds`: whether candidates that are ranked together are scored in several calls, which scores that are
   normalised within a call do not allow; absent, False;
+- `check(num_steps, num_chunks)`: raises ValueError for a run that it cannot serve; `num_chunks` is None for an endless
+  stream;
 - `work(chunk_index, num_parents)`: the least and the most `SearchWork` of a chunk, for estimates.
 """
 

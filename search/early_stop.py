@@ -53,6 +53,15 @@ class EarlyStop:
     def drops(self) -> bool:
         return self.patience > 1 or getattr(self.inner, "drops", True)
 
+    def check(self, num_steps: int, num_chunks: int | None) -> None:
+        """Checks `inner`.
+
+        Raises:
+            ValueError: it cannot serve such a run.
+        """
+        if hasattr(self.inner, "check"):
+            self.inner.check(num_steps, num_chunks)
+
     def __call__(self, steps: object, beams: "list[beam.Beam]") -> "choice.Choice":
         rounds: list[choice.Choice] = [self.inner(steps, beams)]
         best, best_round = _best_score(rounds[0]), 0

@@ -118,11 +118,15 @@ class PromptPlan:
         return trace.SearchTrace({**words, **self.plan.as_config()}, self.seeds[0], self.plan.fps, version, chunks=[])
 
 
-def check_noise(plan: SearchPlan) -> None:
-    """
+def check_plan(plan: SearchPlan) -> None:
+    """Checks what depends on how long the videos are and in how many steps they are made.
+
     Raises:
-        TypeError, ValueError: the caller's noise is not that of these videos.
+        TypeError, ValueError: the search cannot serve such a run, or the caller's noise is not that of these videos.
     """
+    check_search = getattr(plan.search, "check", None)
+    if check_search is not None:
+        check_search(plan.num_steps, None if plan.is_endless else plan.num_chunks)
     latents = plan.request.latents
     if latents is None:
         return

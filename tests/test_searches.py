@@ -304,6 +304,36 @@ def test_an_estimate_knows_what_a_search_does(toy_pipeline, embeds):
         toy_pipeline.estimate(search=KeepTwice(), **REWARDS)
 
 
+def test_a_trace_says_what_a_search_put_instead_of_the_drawn(toy_pipeline, embeds):
+    def mixing(steps, beams):
+        one, other, third = steps.propose(beams, 3)
+        mixed = replace(other, renoise=one.renoise)
+        remembering = replace(third, memory=beams[0].memory)
+        candidates = steps.score(beams, steps.denoise(beams, [one, mixed, remembering]))
+        return Choice(candidates, rank(candidates)[:1])
+
+    trace = video(toy_pipeline, embeds, num_frames=21, search=mixing).trace
+    assert [[candidate.own for candidate in chunk.candidates] for chunk in trace.chunks] == [
+        [[], ["noise"], ["memory"]]
+    ] * 2
+    assert {candidate.step for chunk in trace.chunks for candidate in chunk.candidates} == {4}
+
+
+class NotInTwoSteps(BeamSearch):
+    def check(self, num_steps, num_chunks):
+        if num_steps == 2 or num_chunks is None:
+            raise ValueError(f"not in {num_steps} steps, {num_chunks} chunks")
+
+
+def test_a_search_may_refuse_a_run_before_any_work(toy_pipeline, embeds):
+    search = EarlyStop(NotInTwoSteps())
+    with pytest.raises(ValueError, match="not in 2 steps, 5 chunks"):
+        video(toy_pipeline, embeds, search=search, num_inference_steps=2)
+    with pytest.raises(ValueError, match="not in 4 steps, None chunks"):
+        endless = {"num_frames": None, "horizon": 3, "memory": EMASink()}
+        toy_pipeline.stream(prompt_embeds=embeds, search=search, **endless, **REWARDS)
+
+
 # Bad input
 
 
