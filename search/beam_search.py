@@ -87,10 +87,10 @@ class BeamSearch:
         A function may give more than `num_candidates`; the estimate is then too low.
         """
         if callable(self.budget):
-            most = choice.SearchWork(self.num_beams * self.num_candidates, self.num_beams)
-            return choice.SearchWork(1, 1), most
+            most = choice.SearchWork.of(self.num_beams * self.num_candidates, self.num_beams)
+            return choice.SearchWork.of(1, 1), most
         num_beams, num_candidates = self.numbers(chunk_index, [])
-        exact = choice.SearchWork(num_beams * num_candidates, num_beams)
+        exact = choice.SearchWork.of(num_beams * num_candidates, num_beams)
         return exact, exact
 
 

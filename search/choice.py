@@ -51,12 +51,26 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class SearchPass:
+    """Candidates that are denoised together, and then scored."""
+
+    candidates: int
+    first: int = 0  # steps that they had done before
+    until: int | None = None  # and have done after it; None: all
+
+
+@dataclass(frozen=True)
 class SearchWork:
     """What a search does at one chunk, for estimates."""
 
-    candidates: int  # denoised to the end and scored
+    passes: tuple[SearchPass, ...]
     kept: int
     batch: int | None = None  # the most candidates of one parent that are denoised together; None: all of them
+
+    @classmethod
+    def of(cls, candidates: int, kept: int, batch: int | None = None) -> "SearchWork":
+        """The work of a search that denoises all candidates to the end."""
+        return cls((SearchPass(candidates),), kept, batch)
 
 
 def search_name(search: Callable) -> str:

@@ -83,7 +83,7 @@ class EarlyStop:
         least, most = self.inner.work(chunk_index, num_parents)
         if self.patience == 1:
             return least, most
-        return least, replace(most, candidates=most.candidates * self.max_rounds)
+        return least, replace(most, passes=most.passes * self.max_rounds)
 
 
 class _LaterRound:
