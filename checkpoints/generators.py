@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
-from ..loaders.folder import model_index, write_code
+from ..loaders.folder import copy_code, model_index
 from ..search.geometry import check_chunk_multiple
 from ..search.policy_config import policy_config
 from .base import PATTERNS, Base, open_base, place_components
@@ -23,7 +23,7 @@ from .lora import Lora, merge_lora, open_lora, write_lora
 from .reading import Checkpoint, TensorInfo, check_keys, open_checkpoint, read_json
 from .sources import Source, file_sha256, find_file, find_folder, is_hub_id
 from .wan import WanLayout, choose_wan_layout
-from .writing import DIFFUSERS_STEM, WrittenWeights, check_free_space, new_folder, write_shards
+from .writing import DIFFUSERS_STEM, WrittenWeights, check_free_space, check_target, new_folder, write_shards
 
 READ_AT_ONCE = 16  # tensors; opening a file for every one would take longer than reading it
 LORA_DICT = "generator_lora"  # the one of several LoRAs in a file that belongs to the generator
@@ -95,7 +95,7 @@ def convert_generator(
             that the authors use.
         dtype: of the written weights, but those that diffusers keeps in float32. Default: as in the checkpoint.
         link: the base's files are linked instead of copied, which takes no room; same disk only.
-        overwrite: a model's folder that is at `output` is replaced.
+        overwrite: a folder at `output` is replaced, where all in it is as this project wrote it.
 
     Raises:
         ValueError: the files do not fit each other or the model; nothing was written.
@@ -104,6 +104,8 @@ def convert_generator(
     begin = time.perf_counter()
     if lora is None and (lora_alpha is not None or not merge_lora):
         raise ValueError("There is no LoRA to have an alpha or to keep apart; name one, or leave these options out.")
+    given = tuple(path for path in (checkpoint, base, lora) if path is not None)
+    check_target(output, overwrite=overwrite, inputs=given)  # before anything is downloaded
     plan = _plan(name, checkpoint, base, lora, lora_alpha, layout, dtype)
     apart = plan.lora if not merge_lora else None
     with new_folder(output, overwrite=overwrite, inputs=plan.inputs) as folder:
@@ -267,7 +269,7 @@ def _write_pipeline(folder: Path, plan: _Plan) -> None:
         memory=policy_config({"policy": generator.memory}),
     )
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    write_code(folder)
+    copy_code(folder)
 
 
 def _origins(plan: _Plan, merged: bool) -> tuple[Origin, ...]:

@@ -11,6 +11,7 @@ from .reading import open_checkpoint, read_json
 from .rewards import OriginalWeights, RewardPlan, find_base, write_reward
 from .sources import Source, find_folder
 from .templates import TemplateOrigin, read_template
+from .writing import check_target
 
 CHECKPOINT = "KlingTeam/VideoReward"
 BASE = "Qwen/Qwen2-VL-2B-Instruct"
@@ -60,12 +61,15 @@ def convert_videoalign(
         base: folder or Hub id of the Qwen2-VL that VideoAlign was tuned from, for its config and tokenizer; for its
             weights too where `checkpoint` holds an adapter.
         accept_changed_template: takes another template than the one that the published weights know.
-        overwrite: a reward's folder that is at `output` is replaced.
+        overwrite: a folder at `output` is replaced, where all in it is as this project wrote it.
 
     Raises:
         ValueError: the files do not fit each other, or are of another model; nothing was written.
         OSError: something is not there, can't be downloaded, or does not fit on the disk; nothing is left of it.
     """
+    check_target(
+        output, overwrite=overwrite, inputs=(checkpoint, template_source, base)
+    )  # before anything is downloaded
     template = read_template(template_source, TEMPLATE, accept_changed=accept_changed_template)
     source = find_folder(
         checkpoint, ["model_config.json", *(f"checkpoint-*/{file}" for file in (WHOLE, ADAPTER, OTHERS))]

@@ -93,7 +93,9 @@ def convert_reward(arguments: argparse.Namespace) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--overwrite", action="store_true", help="replaces the model's folder at OUTPUT")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replaces a folder that was made here and not changed"
+    )
 
 
 def _print_summary(title: str, conversion: "Conversion") -> None:  # noqa: F821 - slow to import

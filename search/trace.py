@@ -12,7 +12,7 @@ from os import PathLike
 
 import torch
 
-from . import beam
+from . import beam, files
 
 STAGES = ("denoise", "clean_pass", "decode", "reward", "monitor")
 
@@ -144,16 +144,30 @@ class SearchTrace:
         for records in (self.chunks, *self.monitors.values()):
             del records[:-num_chunks]
 
-    def save(self, path: str | PathLike) -> None:
-        """Writes the trace as JSON; what a caller gave as numpy's numbers are plain ones there."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1, allow_nan=False, default=lambda number: number.item())
+    def save(self, path: str | PathLike, *, overwrite: bool = False) -> None:
+        """Writes the trace as JSON; what a caller gave as numpy's numbers are plain ones there.
+
+        The file appears whole or not at all. It replaces another trace.
+
+        Args:
+            overwrite: whether it replaces any other file as well.
+
+        Raises:
+            FileExistsError: something else is at `path`.
+            OSError: `path` can't be written; what was there is as it was.
+        """
+        content = {"made_by": files.SEAL, **asdict(self)}
+        text = json.dumps(content, indent=1, allow_nan=False, default=lambda number: number.item()) + "\n"
+        advice = "It is no trace; name another file, or replace it with `overwrite=True`."
+        with files.new_file(path, replace=overwrite or files.is_sealed(path), advice=advice) as file:
+            file.write_bytes(files.sealed(text))
 
     @classmethod
     def load(cls, path: str | PathLike) -> "SearchTrace":
         """Reads what `save` wrote."""
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
+        content.pop("made_by", None)
         chunks = [
             ChunkTrace(
                 fusion_weight=chunk["fusion_weight"],
