@@ -165,14 +165,15 @@ def test_rotary_tables_stay_float32_in_a_bfloat16_model(embeds):
 
 
 @torch.no_grad()
-def test_a_stock_transformer_is_made_causal_in_place_and_still_serves_stock_calls(embeds):
+def test_a_causal_transformer_is_made_over_the_weights_of_a_stock_one(embeds):
     causal = toy_transformer()
     stock = WanTransformer3DModel.from_config(causal.config).eval()
     stock.load_state_dict(causal.state_dict())
     inputs = (noise(1, 4, 3, 4, 4), torch.tensor([625.0]), embeds)
     before = stock(*inputs).sample
     adopted = CausalWanTransformer3DModel.adopt(stock)
-    assert adopted is stock and isinstance(stock, CausalWanTransformer3DModel)
+    assert type(stock) is WanTransformer3DModel and CausalWanTransformer3DModel.adopt(adopted) is adopted
+    assert all(one is other for one, other in zip(stock.parameters(), adopted.parameters(), strict=True))
     assert torch.equal(adopted(*inputs).sample, before)
     memory_outputs = [model(*inputs, memory=context_of(model, ChunkMemory())).sample for model in (adopted, causal)]
     assert torch.equal(*memory_outputs)

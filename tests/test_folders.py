@@ -124,7 +124,7 @@ def test_a_component_that_is_set_later_is_made_fit_and_saved_under_its_stock_nam
 
 def test_from_pipe_takes_over_a_stock_pipeline_and_gives_it_back(stock_pipeline, toy_pipeline, embeds, caplog):
     taken = StreamT1Pipeline.from_pipe(stock_pipeline, **SIZE)
-    assert taken.transformer is stock_pipeline.transformer and "flow" not in str(taken.scheduler.config)
+    assert taken.vae is stock_pipeline.vae and "flow" not in str(taken.scheduler.config)
     assert torch.equal(video(taken, prompt_embeds=embeds), video(toy_pipeline, prompt_embeds=embeds))
     again = StreamT1Pipeline.from_pipe(taken)
     assert again.transformer is taken.transformer and again.config.default_height == 16
