@@ -17,6 +17,7 @@ L text tokens.
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from os import PathLike
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from .chunk_steps import ChunkSteps
 from .loaders.folder import FolderMixin
 from .loaders.hooks import HooksMixin
-from .models.alignment import align_weights
+from .models.alignment import align_weights, align_weights_for
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import ChunkMemory
 from .models.pixels import stack, to_output
@@ -78,8 +79,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     """Text to video, chunk by chunk, with a search over candidates at every chunk.
 
     Every component may be None where a call does not need it: `text_encoder` and `tokenizer` with `prompt_embeds`,
-    `vae` with `output_type="latent"` and no rewards. A stock `WanTransformer3DModel` is made causal in place and keeps
-    serving `WanPipeline`; a stock flow-match scheduler lends its `shift`.
+    `vae` with `output_type="latent"` and no rewards. Of a stock `WanTransformer3DModel` the pipeline makes a causal
+    one over the same weights, and the stock one keeps serving `WanPipeline`; a stock flow-match scheduler lends its
+    `shift`.
 
     Args:
         tokenizer: of the text encoder.
@@ -156,7 +158,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
                 f"`transformer` reads {transformer.config.in_channels} channels and `vae` makes {vae.config.z_dim}: "
                 "they are of different models, or the transformer is of an image-to-video one."
             )
-        self._aligned_models = None
+        self._own_models = ()
 
     def __setattr__(self, name: str, value: object) -> None:
         """Adapts a component on assignment, by the constructor, diffusers or the user."""
@@ -171,6 +173,14 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             self.register_to_config(**{name: (None, None) if value is None else SAVED_AS[name]})
         if getattr(value, "source", None) is not None and name in ("image_reward", "video_reward"):
             self.register_to_config(reward_sources={**(self.config.reward_sources or {}), name: value.source})
+
+    @classmethod
+    def from_pretrained(cls, *arguments: str | PathLike, **options: object) -> "StreamT1Pipeline":
+        """`DiffusionPipeline.from_pretrained`. Models that it loads itself are the pipeline's own."""
+        pipe = super().from_pretrained(*arguments, **options)
+        models = {name: getattr(pipe, name) for name in ("text_encoder", "transformer", "vae") if name not in options}
+        pipe._own_models = tuple(model for model in models.values() if model is not None)
+        return pipe
 
     @property
     def geometry(self) -> VideoGeometry:
@@ -356,12 +366,11 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
         request = plan.request
         self.begin_step(plan.num_steps, None, request.attention_kwargs)
-        models = (self.text_encoder, self.transformer, self.vae)
-        if plan.device.type == "cpu" and models != self._aligned_models:
-            for model in models:
-                if model is not None:  # a compiled one has no truth value
-                    align_weights(model)
-            self._aligned_models = models  # looked at once: there are many weights, and a chunk may take milliseconds
+        if plan.device.type == "cpu":
+            models = [model for model in (self.text_encoder, self.transformer, self.vae) if model is not None]
+            align_weights_for(plan, [model for model in models if not any(model is own for own in self._own_models)])
+            for model in self._own_models:
+                align_weights(model)
         prompt_embeds = request.prompt_embeds
         if prompt_embeds is None:
             prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
