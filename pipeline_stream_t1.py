@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
@@ -34,25 +33,25 @@ from .models.alignment import align_weights
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import ChunkMemory
 from .models.pixels import stack, to_output
-from .models.prompt import Prompt
+from .models.prompt import Prompt, check_cleaning, clean_text
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
-from .rewards.arguments import check_reward, chosen_reward, loaded_reward
+from .rewards.arguments import check_kind, check_reward, chosen_reward, loaded_reward
 from .rewards.base import RewardFormatError, as_component
-from .rewards.scoring import RewardScore, score_clips
+from .rewards.scoring import RewardScore, clear_variables, score_clips
 from .rewards.shipped import SHIPPED_REWARDS  # noqa: F401 - registers every kind of reward, for folders and Hub ids
-from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
+from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler, falling_numbers
 from .search.beam import Beam
-from .search.choice import Choice, check_choice, check_kept, most_kept
+from .search.choice import Choice, check_choice, kept_by_callback, most_kept
 from .search.estimate import RunEstimate, estimate_run
-from .search.geometry import VideoGeometry, check_chunk_multiple, whole_number
+from .search.geometry import VideoGeometry, check_chunk_multiple, real_number, whole_number
 from .search.memory_sinking import MemoryPolicy
 from .search.noise_propagation import base_seed
 from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineOutput
 from .search.plan import PromptPlan, SearchPlan, check_noise
 from .search.policy_config import check_policy, policy_config, policy_positions, policy_sink_frames
 from .search.prompt_search import PromptSearch
-from .search.request import StreamRequest, VideoRequest, takes_request
+from .search.request import StreamRequest, VideoRequest, check_texts, takes_request
 from .search.reward_pruning import order_by
 from .search.running import SearchInterrupted, begin_step, latest_step
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
@@ -124,31 +123,36 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         reward_sources: dict | None = None,
     ) -> None:
         super().__init__()
-        self.register_to_config(reward_sources=reward_sources)
-        whole_number("chunk_frames", chunk_frames, least=1)
-        check_chunk_multiple("window_frames", window_frames, chunk_frames)
-        check_chunk_multiple("sink_frames", sink_frames, chunk_frames)
-        if not fps > 0:
+        chunk_frames = whole_number("chunk_frames", chunk_frames, least=1)
+        if real_number("fps", fps) <= 0:
             raise ValueError(f"`fps` is {fps}; it must be above 0.")
-        self.register_modules(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            transformer=transformer,
-            vae=vae,
-            scheduler=scheduler,
-            image_reward=as_component(image_reward),
-            video_reward=as_component(video_reward),
-        )
-        self.register_to_config(
-            chunk_frames=chunk_frames,
-            window_frames=window_frames,
-            sink_frames=sink_frames,
-            denoising_steps=tuple(denoising_steps),
-            fps=fps,
-            default_height=default_height,
-            default_width=default_width,
-            memory=policy_config(memory),
-        )
+        _check_sources(reward_sources)
+        scheduler = FewStepFlowMatchScheduler.adopt(scheduler)
+        config = {
+            "chunk_frames": chunk_frames,
+            "window_frames": check_chunk_multiple("window_frames", window_frames, chunk_frames),
+            "sink_frames": check_chunk_multiple("sink_frames", sink_frames, chunk_frames),
+            "denoising_steps": tuple(_denoising_steps(denoising_steps, scheduler)),
+            "fps": real_number("fps", fps),
+            "default_height": whole_number("default_height", default_height, least=1),
+            "default_width": whole_number("default_width", default_width, least=1),
+            "memory": policy_config(memory),
+        }
+        components = {
+            "tokenizer": tokenizer,
+            "text_encoder": text_encoder,
+            "transformer": transformer,
+            "vae": vae,
+            "scheduler": scheduler,
+            "image_reward": image_reward,
+            "video_reward": video_reward,
+        }
+        for name, component in components.items():
+            _check_component(name, component)
+        components |= {name: as_component(components[name]) for name in REWARDS}
+        self.register_to_config(reward_sources=reward_sources)
+        self.register_modules(**components)
+        self.register_to_config(**config)
         self.geometry.check_window(sink_frames)
         if None not in (transformer, vae) and transformer.config.in_channels != vae.config.z_dim:
             raise ValueError(
@@ -158,17 +162,22 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         self._interrupt, self._aligned_models = False, None
 
     def __setattr__(self, name: str, value: object) -> None:
-        """A component is made fit for the search whoever sets it: the constructor, diffusers or the user."""
+        """Adapts a component on assignment, by the constructor, diffusers or the user.
+
+        Raises:
+            TypeError, ValueError: it is none of its kind.
+        """
+        _check_component(name, value)
         if name == "transformer" and value is not None:
             value = CausalWanTransformer3DModel.adopt(value)
         elif name == "scheduler":
             value = FewStepFlowMatchScheduler.adopt(value)
-        elif name in ("image_reward", "video_reward"):
+        elif name in REWARDS:
             value = as_component(value)
         super().__setattr__(name, value)
         if name in SAVED_AS:
             self.register_to_config(**{name: (None, None) if value is None else SAVED_AS[name]})
-        if getattr(value, "source", None) is not None and name in ("image_reward", "video_reward"):
+        if name in REWARDS and getattr(value, "source", None) is not None:
             self.register_to_config(reward_sources={**(self.config.reward_sources or {}), name: value.source})
 
     @property
@@ -232,8 +241,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         searches = self._searches(plan)
         try:
             self._run(searches)
-        except NoCandidateLeftError as error:
-            error.frames = _videos(searches, request.output_type)
+        except BaseException as error:
+            _let_go(error, searches)
             raise
         finally:
             self._end(searches)
@@ -301,13 +310,14 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         Raises:
             ValueError, TypeError: as `__call__`; or the search says nothing of its work.
         """
-        given = arguments.pop("prompt_embeds", None)
-        num_tokens = arguments.get("max_sequence_length", VideoRequest.max_sequence_length)
-        num_tokens = num_tokens if given is None else given.shape[1]
-        text_dim = 1 if self.transformer is None else self.transformer.config.text_dim
-        arguments |= {"prompt": None, "prompt_embeds": torch.empty(1, num_tokens, text_dim, device="meta")}
-        arguments |= {"reward_prompt": "", "height": height, "width": width, "num_frames": num_frames}
-        plan = self._plan(VideoRequest(**arguments))
+        request = VideoRequest(height=height, width=width, num_frames=num_frames, **arguments)
+        if request.prompt is None and request.prompt_embeds is None and self.transformer is not None:
+            zero = torch.zeros((), dtype=torch.float32, device="cpu")
+            embeds = zero.expand(1, request.max_sequence_length, self.transformer.config.text_dim)
+            words = "" if request.reward_prompt is None else request.reward_prompt
+            request = replace(request, prompt_embeds=embeds, reward_prompt=words)
+        plan, given = self._plan(request), request.prompt_embeds
+        num_tokens = request.max_sequence_length if given is None else given.shape[1]
         models = {**self.components, "image_reward": plan.image_reward, "video_reward": plan.video_reward}
         models |= {f"monitors[{name!r}]": monitor for name, monitor in plan.monitors.items()}
         modules = {id(model): name for name, model in reversed(models.items()) if isinstance(model, torch.nn.Module)}
@@ -326,6 +336,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             ValueError, TypeError: an invalid argument; the message says what is allowed.
         """
         policy = request.chosen_policy(self.config.memory)
+        check_policy(policy)
         height = self.config.default_height if request.height is None else request.height
         width = self.config.default_width if request.width is None else request.width
         self.check_inputs(request, policy, height, width)
@@ -334,7 +345,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         rewards = {name: chosen_reward(name, getattr(request, name), getattr(self, name)) for name in REWARDS}
         num_steps, sigmas = request.num_inference_steps, request.sigmas
         if num_steps is None and sigmas is None:
-            sigmas = [step / self.scheduler.config.num_train_timesteps for step in self.config.denoising_steps]
+            steps = _denoising_steps(self.config.denoising_steps, self.scheduler)
+            sigmas = [step / self.scheduler.config.num_train_timesteps for step in steps]
         levels, device = self.scheduler.schedule(num_steps, sigmas), self._execution_device
         num_chunks = getattr(request, "horizon", None)
         plan = SearchPlan(
@@ -342,9 +354,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             search=request.chosen_search(any(reward is not None for reward in rewards.values())),
             policy=policy,
             **rewards,
-            monitors=request.monitors or {},
+            monitors={} if request.monitors is None else dict(request.monitors),
             num_chunks=self.geometry.num_chunks(request.num_frames) if num_chunks is None else num_chunks,
-            size=(int(height), int(width)),
+            size=(height, width),
             latent_shape=self._chunk_shape(height, width),
             window_frames=self.config.window_frames,
             sink_frames=policy_sink_frames(policy, self.config.sink_frames),
@@ -376,9 +388,11 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         device, request = plan.device, plan.request
         loaded = replace(
             plan,
-            image_reward=loaded_reward(plan.image_reward, device),
-            video_reward=loaded_reward(plan.video_reward, device),
-            monitors={name: loaded_reward(monitor, device) for name, monitor in plan.monitors.items()},
+            image_reward=loaded_reward("image_reward", plan.image_reward, device),
+            video_reward=loaded_reward("video_reward", plan.video_reward, device),
+            monitors={
+                name: loaded_reward(f"monitors[{name!r}]", monitor, device) for name, monitor in plan.monitors.items()
+            },
         )
         self._check_rewards(loaded)
         sources = self.config.reward_sources or {}
@@ -426,7 +440,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             try:
                 for search in searches:
                     while not search.is_finished:
-                        if not self._advance(search):
+                        if not self._advance(search, is_first=not any(each.chunk_index for each in searches)):
                             return
                         progress.update()
                     self._finish(search)
@@ -445,7 +459,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         output_type, num_given = plan.request.output_type, 0
         try:
             with self._chunk_bar(None if plan.is_endless else plan.num_chunks) as progress:
-                while self._advance(search):
+                while self._advance(search, is_first=search.chunk_index == 0):
                     progress.update()
                     if search.is_finished:
                         self._finish(search)
@@ -457,8 +471,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             search.settle_by_score()
             for index in range(num_given, search.chunk_index):
                 yield _stream_chunk(search, search.best_beams()[0], index, output_type)
-        except NoCandidateLeftError as error:
-            error.frames = _videos(searches, output_type, num_given)
+        except GeneratorExit:  # the caller leaves the stream
+            raise
+        except BaseException as error:
+            _let_go(error, searches, num_given)
             raise
         finally:
             self._end(searches)
@@ -466,8 +482,12 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
     def _chunk_steps(self, search: PromptSearch) -> ChunkSteps:
         return ChunkSteps(self, search.inputs, search.prompt, search.chunk_index)
 
-    def _advance(self, search: PromptSearch) -> bool:
-        """One chunk: beams to candidates to beams. False when interrupted before it was finished."""
+    def _advance(self, search: PromptSearch, *, is_first: bool) -> bool:
+        """One chunk: beams to candidates to beams. False when interrupted before it was finished.
+
+        Args:
+            is_first: whether the call has finished no chunk yet.
+        """
         steps = self._chunk_steps(search)
         try:
             made = None if self._interrupt else self._choose(search, steps)
@@ -478,11 +498,18 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         if not made.kept:
             search.settle_by_score()
             lost = next(candidate.lost for candidate in made.candidates if candidate.lost is not None)
-            raise NoCandidateLeftError(
+            what = (
                 f"No candidate of chunk {search.chunk_index} is left; the first of {len(made.candidates)} to be lost: "
-                f"{lost}. The chunks before are in this error's `frames` and `trace`.",
-                search.trace,
             )
+            errors = [candidate.error for candidate in made.candidates]
+            first = next((error for error in errors if error is not None), None)
+            if is_first and len({type(error) for error in errors}) == 1 and first is not None:
+                # The same for all, before anything is finished: a bug, which is best told by its own exception.
+                if hasattr(first, "add_note"):  # since Python 3.11
+                    first.add_note(f"{what}{lost}.")
+                raise first
+            message = f"{what}{lost}. The chunks before are in this error's `frames` and `trace`."
+            raise NoCandidateLeftError(message, search.trace) from first
         places = {row: [place for place, kept in enumerate(made.kept) if kept == row] for row in set(made.kept)}
         records = [CandidateTrace.of(c, places.get(row, []), c.thumbnail) for row, c in enumerate(made.candidates)]
         survivors, log_weights = [made.candidates[index] for index in made.kept], made.log_weights
@@ -520,9 +547,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             made = replace(made, candidates=steps.decode(beams, made.candidates))
         if made.kept and plan.request.callback_on_chunk_end is not None:
             state = {"candidates": list(made.candidates), "kept": list(made.kept)}
-            answer = (plan.request.callback_on_chunk_end(self, search.chunk_index, state) or {}).get("kept")
-            if answer is not None:
-                kept = check_kept(answer, made.candidates, most_kept(plan.search))
+            answer = plan.request.callback_on_chunk_end(self, search.chunk_index, state)
+            kept = kept_by_callback(answer, made.candidates, most_kept(plan.search))
+            if kept is not None:
                 made = search.agreeing(Choice(made.candidates, kept))
         if plan.has_pixels:
             kept = [made.candidates[index] for index in dict.fromkeys(made.kept)]
@@ -582,24 +609,56 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
     ) -> tuple[torch.Tensor, None]:
         """Text as the transformer reads it, in the pair that diffusers' pipelines give.
 
+        What of a prompt is cut off is logged, in one warning.
+
         Returns:
             `prompt_embeds` (B, max_sequence_length, text dim), zeros after the last token; and instead of
             negative ones None: distilled models are sampled without guidance.
+
+        Raises:
+            TypeError, ValueError: an invalid argument, or there is no text encoder or tokenizer.
+            ImportError: ftfy is not installed.
         """
+        check_texts(prompt)
+        self._check_encoding(max_sequence_length)
         device, negative_prompt_embeds = device or self._execution_device, None
+        texts = [clean_text(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+        self._warn_of_cuts(texts, max_sequence_length)
         tokens = self.tokenizer(
-            [prompt_clean(text) for text in ([prompt] if isinstance(prompt, str) else prompt)],
+            texts,
             padding="max_length",
             max_length=max_sequence_length,
             truncation=True,
             add_special_tokens=True,
             return_attention_mask=True,
-            return_tensors="pt",
         )
-        mask = tokens.attention_mask.to(device)
-        hidden_states = self.text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
+        read = (tokens.input_ids, tokens.attention_mask)
+        ids, mask = (torch.tensor(rows, dtype=torch.int64, device=device) for rows in read)
+        hidden_states = self.text_encoder(ids, mask).last_hidden_state
         prompt_embeds = hidden_states.masked_fill(mask[..., None] == 0, 0.0).to(device)
         return prompt_embeds, negative_prompt_embeds
+
+    def _check_encoding(self, max_sequence_length: int) -> None:
+        """
+        Raises:
+            TypeError, ValueError: prompts of so many tokens can't be read.
+            ImportError: ftfy is not installed.
+        """
+        if None in (self.text_encoder, self.tokenizer):
+            raise ValueError("`prompt` needs a text encoder and a tokenizer; without them give `prompt_embeds`.")
+        most = self.tokenizer.model_max_length  # of tokenizers that name none, an astronomical number
+        whole_number("max_sequence_length", max_sequence_length, least=1, most=most)
+        check_cleaning()
+
+    def _warn_of_cuts(self, texts: list[str], max_sequence_length: int) -> None:
+        cuts = []
+        for text, ids in zip(texts, self.tokenizer(texts, verbose=False).input_ids, strict=True):
+            if len(ids) > max_sequence_length:
+                lost = self.tokenizer.decode(ids[max_sequence_length - 1 :], skip_special_tokens=True)
+                cuts.append(f"of {len(ids)} tokens of {text[:40]!r} the end is not read: {lost!r}")
+        if cuts:
+            different = "; ".join(dict.fromkeys(cuts))
+            logger.warning(f"`prompt` is cut at `max_sequence_length`, {max_sequence_length} tokens: {different}.")
 
     def check_inputs(self, request: VideoRequest, memory: MemoryPolicy, height: int, width: int) -> None:
         """Checks what depends on this pipeline's models.
@@ -609,19 +668,20 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         """
         if self.transformer is None:
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
-        request.check_prompt(None not in (self.text_encoder, self.tokenizer), self.transformer.config.text_dim)
+        request.check_prompt(self.transformer.config.text_dim)
+        if request.prompt is not None:
+            self._check_encoding(request.max_sequence_length)
         request.check_monitors()
+        for name, monitor in (request.monitors or {}).items():
+            check_kind(f"monitors[{name!r}]", monitor)
         request.check_per_prompt()
         if request.output_type != "latent" and self.vae is None:
             raise ValueError(f'`output_type` is {request.output_type!r}, and this pipeline has no VAE; use "latent".')
-        if not set(request.callback_tensor_inputs) <= set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` is {list(request.callback_tensor_inputs)}; it may name "
-                f"{self._callback_tensor_inputs}."
-            )
-        check_policy(memory)
+        request.check_callback_tensor_inputs(self._callback_tensor_inputs)
         geometry, num_frames = self.geometry, request.num_frames
-        geometry.check_size(height, width)
+        given = {"height": request.height, "width": request.width}
+        names = (name if value is not None else f"default_{name}" for name, value in given.items())
+        geometry.check_size(height, width, tuple(names))
         geometry.check_window(policy_sink_frames(memory, self.config.sink_frames))
         if num_frames is not None or not isinstance(request, StreamRequest):
             geometry.check_num_frames(num_frames)
@@ -637,6 +697,49 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         """A progress bar over chunks, endless if there is no number of them, as the user configured it."""
         options = {"desc": "chunks", **getattr(self, "_progress_bar_config", {})}
         return tqdm(itertools.count(), **options) if num_chunks is None else tqdm(total=num_chunks, **options)
+
+
+def _check_component(name: str, value: object) -> None:
+    """
+    Raises:
+        TypeError, ValueError: a component of this name is of another kind.
+    """
+    if value is None or name not in ("tokenizer", "text_encoder", "vae", *REWARDS):
+        return
+    if name in REWARDS:
+        return check_kind(name, value, "None for none")
+    kind = PreTrainedTokenizerBase if name == "tokenizer" else torch.nn.Module
+    if not isinstance(value, kind) or (name == "vae" and not hasattr(value.config, "latents_mean")):
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        wanted = {"tokenizer": "a tokenizer of transformers", "text_encoder": "a UMT5EncoderModel"}
+        raise TypeError(f"`{name}` is {given}; it must be {wanted.get(name, 'an AutoencoderKLWan')}, or None.")
+
+
+def _check_sources(sources: object) -> None:
+    if sources is None:
+        return
+    if not isinstance(sources, dict) or not all(key in REWARDS and isinstance(sources[key], str) for key in sources):
+        raise TypeError(f"`reward_sources` is {sources!r}; it must be a dict of {' and '.join(REWARDS)} to Hub ids.")
+
+
+def _denoising_steps(steps: list[float], scheduler: FewStepFlowMatchScheduler) -> list[float]:
+    """The pipeline's steps as plain numbers.
+
+    Raises:
+        TypeError, ValueError: `scheduler` has no such steps.
+    """
+    return falling_numbers("denoising_steps", steps, scheduler.config.num_train_timesteps)
+
+
+def _let_go(error: BaseException, searches: list[PromptSearch], num_given: int = 0) -> None:
+    """Takes the search's tensors out of an error on its way to the caller, and puts in what was finished.
+
+    Args:
+        num_given: chunks of a stream that the caller has.
+    """
+    clear_variables(error)
+    if isinstance(error, NoCandidateLeftError):
+        error.frames = _videos(searches, searches[0].plan.request.output_type, num_given)
 
 
 def _videos(searches: list[PromptSearch], output_type: str, first_chunk: int = 0) -> np.ndarray | torch.Tensor | list:

@@ -1,8 +1,11 @@
-"""A prompt as the transformer reads it, and the prompts that the steps of one chunk read.
+"""A prompt as the text encoder and the transformer read it, and the prompts that the steps of one chunk read.
 
 Axes: L tokens.
 """
 
+import html
+import importlib
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +24,38 @@ class Prompt:
         """The prompt of other embeddings; this one when they are equal."""
         embeds = embeds.to(self.embeds)
         return self if torch.equal(embeds, self.embeds) else Prompt(embeds)
+
+
+def clean_text(text: str) -> str:
+    """Text as Wan's models were trained to read it: broken encodings mended, HTML resolved, one blank between words.
+
+    diffusers' `prompt_clean` mends encodings only where ftfy happens to be installed, so that one prompt would make
+    different videos on different machines. Here ftfy is required.
+
+    Raises:
+        ImportError: ftfy is not installed.
+    """
+    text = html.unescape(html.unescape(_ftfy().fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def check_cleaning() -> None:
+    """
+    Raises:
+        ImportError: `clean_text` lacks what it needs.
+    """
+    _ftfy()
+
+
+def _ftfy() -> object:
+    try:
+        # By name: the Hub's loader would ask for a package that its `import` line names, also without any prompt.
+        return importlib.import_module("ftfy")
+    except ImportError as error:
+        raise ImportError(
+            "A `prompt` in words is read as the model's training texts were, cleaned by ftfy, which is not installed: "
+            "`pip install ftfy`. `prompt_embeds` need no cleaning."
+        ) from error
 
 
 class ChunkPrompts:

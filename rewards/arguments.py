@@ -15,25 +15,50 @@ def chosen_reward(
 
     Raises:
         TypeError: it is neither a reward nor a name of one.
+        ValueError: it is an empty name.
     """
     if argument is False:
         return None
     reward = component if argument is None else argument
-    if reward is None or isinstance(reward, str | Path):
-        return reward
-    if isinstance(reward, type):
-        raise TypeError(f"`{name}` is the class {reward.__name__}; give an object of it.")
-    if not callable(reward):
-        raise TypeError(
-            f"`{name}` is a {type(reward).__name__}; it must be a callable `reward(frames, prompt, fps)`, None for "
-            "the pipeline's own, or False for none."
-        )
+    if reward is not None:
+        check_kind(name, reward, "None for the pipeline's own, or False for none")
     return reward
 
 
-def loaded_reward(reward: Callable | str | Path | None, device: torch.device | None = None) -> Callable | None:
-    """The reward; a converted folder's path, or its id on the Hub, is loaded and goes to `device`."""
-    return base.as_component(reward).to(device) if isinstance(reward, str | Path) else reward
+def check_kind(name: str, reward: object, otherwise: str | None = None) -> None:
+    """Checks that it is a reward or the name of one; nothing is loaded.
+
+    Args:
+        otherwise: what the argument may be besides, for the message.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it is an empty name.
+    """
+    if isinstance(reward, type):
+        raise TypeError(f"`{name}` is the class {reward.__name__}; give an object of it.")
+    if not callable(reward) and not isinstance(reward, str | Path):
+        wanted = "a callable `reward(frames, prompt, fps)`, or the folder or Hub id of a converted reward"
+        wanted += "" if otherwise is None else f"; {otherwise}"
+        raise TypeError(f"`{name}` is a {type(reward).__name__}; it must be {wanted}.")
+    if isinstance(reward, str) and not reward:
+        raise ValueError(f"`{name}` is an empty text; give the folder or Hub id of a converted reward.")
+
+
+def loaded_reward(
+    name: str, reward: Callable | str | Path | None, device: torch.device | None = None
+) -> Callable | None:
+    """The reward; a converted folder's path, or its id on the Hub, is loaded and goes to `device`.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    if not isinstance(reward, str | Path):
+        return reward
+    try:
+        return base.as_component(reward).to(device)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"`{name}` cannot be loaded: {error}") from error
 
 
 def check_reward(

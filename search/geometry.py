@@ -1,7 +1,10 @@
-"""Which videos fit a model: chunks, window, sizes in pixels, and the end of the rotary table."""
+"""Which videos fit a model: chunks, window, sizes in pixels, the end of the rotary table; and checks of numbers."""
 
+import math
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class VideoGeometry:
         """Pixel frames of a video of so many chunks."""
         return self.temporal_factor * (num_chunks * self.chunk_frames - 1) + 1
 
-    def check_size(self, height: int, width: int) -> None:
-        for name, value, factor in (("height", height, self.row_factor), ("width", width, self.column_factor)):
+    def check_size(self, height: int, width: int, names: tuple[str, str] = ("height", "width")) -> None:
+        for name, value, factor in zip(names, (height, width), (self.row_factor, self.column_factor), strict=True):
             whole_number(name, value)
             if value < factor or value % factor:
                 lower = max(value // factor, 1) * factor
@@ -88,15 +91,50 @@ def whole_number(name: str, value: object, least: int | None = None, most: int |
     return int(value)
 
 
-def check_chunk_multiple(name: str, value: int, chunk_frames: int) -> None:
-    """
+def real_number(name: str, value: object, of: str = "", *, may_be_infinite: bool = False) -> float:
+    """`value` as Python's own number, whole ones as int; numpy's are taken too.
+
+    Args:
+        name, of: as of `whole_number`.
+
     Raises:
-        ValueError: `value` latent frames are no whole number of chunks.
+        TypeError: `value` is no real number.
+        ValueError: it is not a number (NaN), or infinite where it may not be.
     """
-    whole_number(name, value, least=0)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"`{name}`{of} is {value!r}, a {type(value).__name__}; it must be a number.")
+    try:
+        number = float(value)
+    except OverflowError as error:  # an int of hundreds of digits
+        raise ValueError(f"`{name}`{of} is too large for a number.") from error
+    if math.isnan(number) or not (may_be_infinite or math.isfinite(number)):
+        wanted = "a number, and may be infinite" if may_be_infinite else "finite"
+        raise ValueError(f"`{name}`{of} is {number}; it must be {wanted}.")
+    return int(value) if isinstance(value, Integral) else number
+
+
+def true_or_false(name: str, value: object, of: str = "") -> bool:
+    """`value` as Python's own bool; numpy's are taken too.
+
+    Raises:
+        TypeError: `value` is something else, a number for example.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}`{of} is {value!r}, a {type(value).__name__}; it must be True or False.")
+    return bool(value)
+
+
+def check_chunk_multiple(name: str, value: int, chunk_frames: int) -> int:
+    """Gives `value` latent frames as Python's own int.
+
+    Raises:
+        TypeError, ValueError: they are no whole number of chunks.
+    """
+    value = whole_number(name, value, least=0)
     if value % chunk_frames:
         lower = value // chunk_frames * chunk_frames
         raise ValueError(
             f"`{name}` is {value}; it must be a multiple of `chunk_frames`, {chunk_frames}. "
             f"Use {lower} or {lower + chunk_frames}."
         )
+    return value

@@ -42,7 +42,7 @@ class StreamChunk:
 
 
 class NoCandidateLeftError(RuntimeError):
-    """Every candidate of a chunk was lost. Carries what was finished before.
+    """Every candidate of a chunk was lost. Carries what was finished before; the first error is its `__cause__`.
 
     Attributes:
         trace: of the prompt whose search ended here.
