@@ -62,6 +62,12 @@ __version__ = "0.2.0"
 logger = logging.get_logger(__name__)
 
 REWARDS = ("image_reward", "video_reward")
+MODELS = {
+    "tokenizer": "a tokenizer of transformers",
+    "text_encoder": "a UMT5EncoderModel",
+    "transformer": "a WanTransformer3DModel",
+    "vae": "an AutoencoderKLWan",
+}
 
 # How `model_index.json` names these components: a saved folder loads wherever diffusers does, and holds no rewards.
 SAVED_AS = {
@@ -704,15 +710,15 @@ def _check_component(name: str, value: object) -> None:
     Raises:
         TypeError, ValueError: a component of this name is of another kind.
     """
-    if value is None or name not in ("tokenizer", "text_encoder", "vae", *REWARDS):
+    if value is None or name not in (*MODELS, *REWARDS):
         return
     if name in REWARDS:
         return check_kind(name, value, "None for none")
     kind = PreTrainedTokenizerBase if name == "tokenizer" else torch.nn.Module
-    if not isinstance(value, kind) or (name == "vae" and not hasattr(value.config, "latents_mean")):
+    is_other = name == "vae" and not hasattr(getattr(value, "config", None), "latents_mean")
+    if not isinstance(value, kind) or is_other:
         given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-        wanted = {"tokenizer": "a tokenizer of transformers", "text_encoder": "a UMT5EncoderModel"}
-        raise TypeError(f"`{name}` is {given}; it must be {wanted.get(name, 'an AutoencoderKLWan')}, or None.")
+        raise TypeError(f"`{name}` is {given}; it must be {MODELS[name]}, or None.")
 
 
 def _check_sources(sources: object) -> None:

@@ -69,14 +69,21 @@ def score_clips(
 
 
 def clear_variables(error: BaseException | None) -> None:
-    """Empties the finished frames of an error's traceback, and of the errors before it, which hold tensors alive.
+    """Empties the finished frames of an error's traceback, their callers', and those of the errors before it.
 
-    Files and lines stay, so that it is printed as ever.
+    They hold tensors alive for as long as the error is kept. Files and lines stay, so that it is printed as ever.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            while frame is not None and id(frame) not in seen:
+                seen.add(id(frame))
+                try:
+                    frame.clear()
+                except RuntimeError:  # it still runs, and so do its callers
+                    break
+                frame = frame.f_back
         error = error.__cause__ or error.__context__
 
 
@@ -93,7 +100,8 @@ def _read(output: object, batch_size: int, name: str) -> list[RewardScore]:
         if lost[row] is None and gated[row] is None and math.isfinite(score):
             results.append(RewardScore(score, named))
         else:
-            problem = None if gated[row] else lost[row] or f"`{name}` scored {score}"
+            problem = f"`{name}` scored {score}" if lost[row] is None else f"`{name}`: {lost[row]}"
+            problem = None if gated[row] else problem
             results.append(RewardScore(None, named, problem, gated[row], errors[row]))
     return results
 

@@ -320,7 +320,10 @@ class StreamRequest(VideoRequest):
             if self.latents is not None:
                 raise ValueError("`latents` is the noise of a whole video, and an endless stream has no whole.")
         if self.num_videos_per_prompt > 1:
-            raise ValueError("`stream` is for one video of one prompt; for several call the pipeline, or stream each.")
+            raise ValueError(
+                f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `stream` is for one video of one "
+                "prompt; for several call the pipeline, or stream each."
+            )
 
 
 def takes_request(
