@@ -1,5 +1,6 @@
 """The rewards that a call names: found to be rewards first, loaded when everything else was found right."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,8 +42,24 @@ def check_kind(name: str, reward: object, otherwise: str | None = None) -> None:
         wanted = "a callable `reward(frames, prompt, fps)`, or the folder or Hub id of a converted reward"
         wanted += "" if otherwise is None else f"; {otherwise}"
         raise TypeError(f"`{name}` is a {type(reward).__name__}; it must be {wanted}.")
+    if callable(reward):
+        _check_signature(name, reward)
     if isinstance(reward, str) and not reward:
         raise ValueError(f"`{name}` is an empty text; give the folder or Hub id of a converted reward.")
+
+
+def _check_signature(name: str, reward: Callable) -> None:
+    is_module = isinstance(reward, torch.nn.Module) and type(reward).__call__ is torch.nn.Module.__call__
+    try:
+        signature = inspect.signature(reward.forward if is_module else reward)
+    except (TypeError, ValueError):  # some of C's have none
+        return
+    try:
+        signature.bind("frames", "prompt", "fps")
+    except TypeError as error:
+        raise TypeError(
+            f"`{name}` takes {signature}; a reward is called with (frames, prompt, fps): {error}."
+        ) from error
 
 
 def loaded_reward(

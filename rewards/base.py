@@ -5,7 +5,7 @@ Axes: B clips, F frames, H height and W width in pixels.
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -206,7 +206,11 @@ class Reward(torch.nn.Module):
                 f"`{type(self).__name__}` gave a {type(score).__name__}; it must give a float tensor, one score per "
                 "clip, or a `RewardOutput` with such a `score`."
             )
-        return RewardOutput(output) if torch.is_tensor(output) else output
+        if torch.is_tensor(output):
+            return RewardOutput(output)
+        if not isinstance(output.parts, Mapping | None):
+            raise RewardFormatError(f"`{type(self).__name__}` gave `parts` that are no dict of names to tensors.")
+        return output
 
     def _as_floats(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames as `forward` reads them: float32 in [0, 1], on the device of the weights."""

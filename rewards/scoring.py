@@ -89,7 +89,8 @@ def clear_variables(error: BaseException | None) -> None:
 
 def _read(output: object, batch_size: int, name: str) -> list[RewardScore]:
     scores = _numbers(getattr(output, "score", output), batch_size, name)
-    parts = getattr(output, "parts", None) or {}
+    parts = getattr(output, "parts", None)
+    parts = {} if parts is None else parts
     if not isinstance(parts, Mapping) or not all(isinstance(part, str) for part in parts):
         raise base.RewardFormatError(f"`{name}` gave `parts` that are no dict of names to tensors.")
     parts = {part: _numbers(values, batch_size, f"{name}, part {part}") for part, values in parts.items()}

@@ -12,6 +12,7 @@ A search is a callable, called once per chunk with `(steps, beams)`, that gives 
 - `work(chunk_index, num_parents)`: the least and the most `SearchWork` of a chunk, for estimates.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -73,11 +74,30 @@ def check_search(search: object, argument: str = "search") -> None:
             f"`{argument}` is a {type(search).__name__}; it must be a callable `search(steps, beams)` that gives a "
             "`Choice`, such as BeamSearch(2, 4)."
         )
+    check_takes(argument, search, ("steps", "beams"))
     of = f" of `{argument}`, {search_name(search)},"
     for name in ("num_beams", "num_lineages"):
         geometry.whole_number(name, getattr(search, name, 1), least=1, of=of)
     for name in ("drops", "compares_rounds"):
         geometry.true_or_false(name, getattr(search, name, True), of)
+
+
+def check_takes(name: str, function: Callable, arguments: Sequence[str]) -> None:
+    """
+    Raises:
+        TypeError: `function` cannot be called with so many arguments, as far as its signature is known.
+    """
+    is_module = isinstance(function, torch.nn.Module) and type(function).__call__ is torch.nn.Module.__call__
+    try:
+        signature = inspect.signature(function.forward if is_module else function)
+    except (TypeError, ValueError):  # some of C's have none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"`{name}` is {search_name(function)}{signature}; it is called with ({', '.join(arguments)}): {error}."
+        ) from error
 
 
 def check_choice(
@@ -133,8 +153,7 @@ def _indices(values: object, what: str) -> list[int]:
     Raises:
         TypeError: they are something else.
     """
-    if isinstance(values, np.ndarray) or (torch.is_tensor(values) and not values.is_meta):
-        values = values.tolist()
+    values = _as_list(values)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TypeError(f"{what} is a {type(values).__name__}; it must be a list of indices into `candidates`.")
     for index in values:
@@ -143,12 +162,19 @@ def _indices(values: object, what: str) -> list[int]:
     return [int(index) for index in values]
 
 
+def _as_list(values: object) -> object:
+    """An array's or a dense tensor's numbers as a list; everything else as it is."""
+    if isinstance(values, np.ndarray):
+        return values.tolist()
+    if torch.is_tensor(values) and values.layout == torch.strided and not (values.is_meta or values.is_nested):
+        return values.tolist()
+    return values
+
+
 def _weights(choice: Choice, name: str) -> list[float] | None:
     if choice.log_weights is None:
         return None
-    values = choice.log_weights
-    if isinstance(values, np.ndarray) or (torch.is_tensor(values) and not values.is_meta):
-        values = values.tolist()
+    values = _as_list(choice.log_weights)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TypeError(f"{name} gave `log_weights` that are a {type(values).__name__}; give a list of numbers.")
     weights = [geometry.real_number("log_weights", weight, f" of {name}") for weight in values]

@@ -21,6 +21,10 @@ CHOICES = {
     "final_selection": ("video_reward", "score"),
 }
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+CALLBACKS = {  # and what they are called with
+    "callback_on_step_end": ("pipe", "step", "timestep", "tensors"),
+    "callback_on_chunk_end": ("pipe", "chunk_index", "state"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +140,7 @@ class VideoRequest:
                 raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
         if not isinstance(self.output_type, str) or self.output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {self.output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
-        for name in ("callback_on_step_end", "callback_on_chunk_end"):
+        for name in CALLBACKS:
             _check_callback(name, getattr(self, name))
         if self.attention_kwargs is not None:
             self._keep("attention_kwargs", _attention_kwargs(self.attention_kwargs))
@@ -174,9 +178,11 @@ class VideoRequest:
             search = beam_search.BeamSearch(*numbers)
         name, most = choice.search_name(search), choice.most_kept(search)
         if getattr(search, "drops", True) and not has_reward and self.callback_on_chunk_end is None:
-            numbers = f" with {search.num_candidates} candidates per beam" if self.search is None else ""
+            who = f"`search`, {name}, drops"
+            if self.search is None:
+                who = f"`num_beams`, {most}, and `num_candidates`, {search.num_candidates}, drop"
             raise ValueError(
-                f"{name}{numbers} drops candidates, and there is no reward to say which. Give `image_reward` or "
+                f"{who} candidates, and there is no reward to say which. Give `image_reward` or "
                 "`video_reward`, or make a plain sample: `num_beams=1, num_candidates=1`."
             )
         if self.num_videos_per_prompt > most:
@@ -433,8 +439,11 @@ def _check_encodable(name: str, text: str) -> None:
 def _check_callback(name: str, callback: object) -> None:
     if isinstance(callback, type):
         raise TypeError(f"`{name}` is the class {callback.__name__}; give an object of it, or a function.")
-    if callback is not None and not callable(callback):
+    if callback is None:
+        return
+    if not callable(callback):
         raise TypeError(f"`{name}` is {callback!r}; it must be a function or None.")
+    choice.check_takes(name, callback, CALLBACKS[name])
 
 
 def _attention_kwargs(given: object) -> dict[str, float | torch.Tensor]:
