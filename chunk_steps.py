@@ -26,11 +26,13 @@ from .models.streaming_decoder import StreamingWanDecoder
 from .rewards.arguments import chosen_reward
 from .rewards.scoring import RewardScore, score_clips
 from .search.beam import RELEASED, Beam, Candidate, lose, newest, set_aside
+from .search.choice import answer_of
 from .search.geometry import whole_number
 from .search.memory_sinking import decided_route, make_room
 from .search.noise_propagation import SEED_MODES, candidate_generator, draw_noise, propagate_noise, search_seed
 from .search.plan import PromptPlan
 from .search.policy_config import policy_positions
+from .search.request import check_float_tensor, check_prompt_embeds
 from .search.reward_pruning import fused_score, normalize_scores
 from .search.running import SearchInterrupted
 from .search.trace import ChunkWork
@@ -227,16 +229,22 @@ class ChunkSteps:
             return latents
         tensors = {"latents": latents, "prompt_embeds": self._prompts.begin(step).embeds}
         tensors = {name: tensors[name].clone() for name in self.plan.request.callback_tensor_inputs}
-        changed = callback(self.pipe, step, self.timesteps[step], tensors) or {}
-        replaced = changed.get("latents", latents).to(latents)
+        answer = callback(self.pipe, step, self.timesteps[step], tensors)
+        changed = answer_of("callback_on_step_end", answer, ("latents", "prompt_embeds"))
+        of = ", which `callback_on_step_end` gave,"
+        if "prompt_embeds" in changed:
+            embeds, text_dim = changed["prompt_embeds"], self.pipe.transformer.config.text_dim
+            check_prompt_embeds(embeds, text_dim, num_prompts=1, of=of)
+            self._prompts.change(step, embeds.detach())
+        if "latents" not in changed:
+            return latents
+        replaced = changed["latents"]
+        check_float_tensor("latents", replaced, of)
         if replaced.shape != latents.shape:
             raise ValueError(
-                f"`callback_on_step_end` gave `latents` of shape {tuple(replaced.shape)}; they must keep "
-                f"{tuple(latents.shape)}."
+                f"`latents`{of} have the shape {tuple(replaced.shape)}; they must keep {tuple(latents.shape)}."
             )
-        if "prompt_embeds" in changed:
-            self._prompts.change(step, changed["prompt_embeds"])
-        return replaced
+        return replaced.detach().to(latents)
 
     @torch.no_grad()
     def decode(self, beams: Sequence[Beam], candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -319,7 +327,7 @@ class ChunkSteps:
         if result.gated is not None:
             return set_aside(candidate, result.gated)
         if result.score is None:
-            return lose(candidate, result.problem, self.chunk_index)
+            return lose(candidate, result.problem, self.chunk_index, result.error)
         return candidate.with_reward(kind, result.score, result.parts)
 
     def _fuse(self, beams: Sequence[Beam], candidates: list[Candidate], rows: list[int]) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from .video import FORMATS, write_video
 
+LARGEST_SEED = 2**53 - 1  # seeds stand in JSON, whose readers keep whole numbers exactly up to here
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -31,6 +33,8 @@ def generate(arguments: argparse.Namespace) -> None:
     """Writes the video, and the trace of its search as JSON beside it."""
     from ..search.files import check_place
 
+    if not 0 <= arguments.seed <= LARGEST_SEED:
+        raise ValueError(f"`--seed` is {arguments.seed}; it must lie between 0 and {LARGEST_SEED}, 2^53 - 1.")
     for path, options in places(arguments.output, arguments.overwrite).items():
         try:
             check_place(path, **options)
@@ -113,7 +117,19 @@ def load_demo(prompt: str) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
 
 
 def load_model(name_or_folder: str) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
-    """In bfloat16 where there is an accelerator, in float32 elsewhere."""
+    """In bfloat16 where there is an accelerator, in float32 elsewhere.
+
+    Raises:
+        ValueError: it is a path at which there is no folder.
+    """
+    path = Path(name_or_folder)
+    is_path = path.is_absolute() or name_or_folder.startswith((".", "~")) or len(path.parts) != 2 or path.exists()
+    if is_path and not path.is_dir():
+        is_file = "a file" if path.is_file() else "no folder here, and no Hub id, which is of the form org/name"
+        raise ValueError(
+            f"`--model` is {name_or_folder}, {is_file}. Give a folder that StreamT1Pipeline loads; "
+            "`stream-t1 convert` makes one from the files that authors published."
+        )
     import torch
 
     from ..pipeline_stream_t1 import StreamT1Pipeline

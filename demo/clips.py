@@ -187,7 +187,7 @@ def shape_coverage(shape: str, centers: torch.Tensor, radius: float) -> torch.Te
     centers: (F, 2)
     Returns (F, H, W) in [0, 1].
     """
-    pixels = torch.arange(FRAME_PIXELS, dtype=torch.float32) + 0.5
+    pixels = torch.arange(FRAME_PIXELS, dtype=torch.float32, device=centers.device) + 0.5
     half = FRAME_PIXELS / 2
     x = (pixels - centers[:, :1] + half).remainder(FRAME_PIXELS) - half  # (F, W)
     y = (pixels - centers[:, 1:] + half).remainder(FRAME_PIXELS) - half  # (F, H)

@@ -122,6 +122,8 @@ def _is_component(entry: object) -> bool:
 class FolderMixin:
     """Saving and loading, for a `DiffusionPipeline`: folders carry their code and name stock classes."""
 
+    _own_models: tuple = ()  # that nobody else has
+
     def save_pretrained(
         self,
         save_directory: str | PathLike,
@@ -194,6 +196,14 @@ class FolderMixin:
         # name with `_` before it.
         _refuse_wan_22({name.removeprefix("_"): value for name, value in entries.items()})
         super().register_to_config(**entries)
+
+    @classmethod
+    def from_pretrained(cls, *arguments: str | PathLike, **options: object) -> "FolderMixin":
+        """`DiffusionPipeline.from_pretrained`. Models that it loads itself are the pipeline's own."""
+        pipe = super().from_pretrained(*arguments, **options)
+        models = {name: getattr(pipe, name) for name in ("text_encoder", "transformer", "vae") if name not in options}
+        pipe._own_models = tuple(model for model in models.values() if model is not None)
+        return pipe
 
     @classmethod
     def from_pipe(cls, pipeline: object, **kwargs: object) -> "FolderMixin":

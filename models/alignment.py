@@ -28,6 +28,19 @@ _moved: dict[int, _Moved] = {}  # by the weight's id; pipelines share models, an
 _lock = threading.RLock()
 
 
+def align_models(user: object, models: Iterable[torch.nn.Module | None], own: Iterable[torch.nn.Module]) -> None:
+    """Aligns the weights of models that are in the CPU's memory: for good where they are a pipeline's own.
+
+    Args:
+        user: until it is no more, the others' weights stay aligned.
+        own: those that nobody else has.
+    """
+    own = list(own)
+    align_weights_for(user, [m for m in models if m is not None and not any(m is each for each in own)])
+    for model in own:
+        align_weights(model)
+
+
 def align_weights(model: torch.nn.Module) -> None:
     """Copies weights that do not lie at a multiple of 64 bytes of the CPU's memory to where they do, in place."""
     for tensor in _plain_weights(model):

@@ -92,6 +92,7 @@ class Candidate:
     parts: dict[str, float] = field(default_factory=dict)
     thumbnail: str | None = None  # a small picture of `frames`, as a data URL, if the call asks for it
     lost: str | None = None  # why it can't be kept
+    error: Exception | None = None  # behind `lost`, if a reward raised one
 
     @property
     def num_steps(self) -> int:
@@ -140,10 +141,10 @@ class Candidate:
         )
 
 
-def lose(candidate: Candidate, reason: str, chunk_index: int) -> Candidate:
+def lose(candidate: Candidate, reason: str, chunk_index: int, error: Exception | None = None) -> Candidate:
     """The candidate without scores, pixels and decoder state, and a warning that says which and why."""
     logger.warning(f"Chunk {chunk_index}: candidate {candidate.number} is lost, {reason}.")
-    return set_aside(candidate, reason)
+    return replace(set_aside(candidate, reason), error=error)
 
 
 def set_aside(candidate: Candidate, reason: str) -> Candidate:

@@ -32,6 +32,8 @@ class BeamSearch:
 
     def __post_init__(self) -> None:
         budget = self.budget
+        if isinstance(budget, type):
+            raise TypeError(f"`budget` of BeamSearch is the class {budget.__name__}; give a list or a function.")
         if budget is not None and not callable(budget):
             if isinstance(budget, str) or not isinstance(budget, Sequence) or not budget:
                 raise ValueError(

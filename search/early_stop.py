@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 
 from . import beam, choice, geometry, reward_pruning
 
@@ -32,11 +31,11 @@ class EarlyStop:
     compares_rounds = True
 
     def __post_init__(self) -> None:
-        choice.check_search(self.inner)
-        if not isinstance(self.margin, Real) or isinstance(self.margin, bool):
-            raise TypeError(f"`margin` of EarlyStop is {self.margin!r}; it must be a number.")
-        if not self.margin >= 0:
-            raise ValueError(f"`margin` of EarlyStop is {self.margin}; it must be 0 or more.")
+        choice.check_search(self.inner, "inner")
+        margin = geometry.real_number("margin", self.margin, " of EarlyStop", may_be_infinite=True)
+        if margin < 0:
+            raise ValueError(f"`margin` of EarlyStop is {margin}; it must be 0 or more.")
+        object.__setattr__(self, "margin", margin)
         for name in ("patience", "max_rounds"):
             number = geometry.whole_number(name, getattr(self, name), least=1, of=" of EarlyStop")
             object.__setattr__(self, name, number)

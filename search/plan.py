@@ -130,9 +130,9 @@ def check_plan(plan: SearchPlan) -> None:
     latents = plan.request.latents
     if latents is None:
         return
-    if not torch.is_tensor(latents):
-        raise TypeError(f"`latents` is a {type(latents).__name__}; it must be a tensor.")
+    request.check_float_tensor("latents", latents)
     num_channels, num_frames, *size = plan.latent_shape
     wanted = (plan.request.num_prompts, num_channels, plan.num_chunks * num_frames, *size)
     if tuple(latents.shape) != wanted:
         raise ValueError(f"`latents` has shape {tuple(latents.shape)}; the noise of this call has {wanted}.")
+    request.check_finite("latents", latents)
