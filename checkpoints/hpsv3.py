@@ -8,6 +8,7 @@ from .reading import open_checkpoint
 from .rewards import OriginalWeights, RewardPlan, find_base, write_reward
 from .sources import find_file
 from .templates import TemplateOrigin, read_template
+from .writing import check_target
 
 CHECKPOINT = "MizzenAI/HPSv3:HPSv3.safetensors"
 BASE = "Qwen/Qwen2-VL-7B-Instruct"
@@ -40,12 +41,15 @@ def convert_hpsv3(
         output: the folder to make; it appears when it is whole.
         base: folder or Hub id of the Qwen2-VL that HPSv3 was tuned from, for its config and tokenizer alone.
         accept_changed_template: takes another template than the one that the published weights know.
-        overwrite: a reward's folder that is at `output` is replaced.
+        overwrite: a folder at `output` is replaced, where all in it is as this project wrote it.
 
     Raises:
         ValueError: the files do not fit each other, or are of another model; nothing was written.
         OSError: something is not there, can't be downloaded, or does not fit on the disk; nothing is left of it.
     """
+    check_target(
+        output, overwrite=overwrite, inputs=(checkpoint, template_source, base)
+    )  # before anything is downloaded
     template = read_template(template_source, TEMPLATE, accept_changed=accept_changed_template)
     source = find_file(checkpoint)
     weights = OriginalWeights.of_file(open_checkpoint(source.path), source.name)

@@ -111,8 +111,9 @@ def _wan(layout: WanLayout, infos: Mapping[str, TensorInfo]) -> str:
 
 
 def _lora(modules: Mapping[str, Mapping[str, str]], infos: Mapping[str, TensorInfo]) -> str:
-    ranks = sorted({infos[keys["A"]].shape[0] for keys in modules.values() if "A" in keys})
-    return f"a LoRA of rank {', '.join(map(str, ranks))} on {len(modules)} modules, such as `{next(iter(modules))}`"
+    ranks = sorted({infos[kinds["down"]].shape[0] for kinds in modules.values() if "down" in kinds})
+    rank = f" of rank {', '.join(map(str, ranks))}" if ranks else " of whole differences"
+    return f"a LoRA{rank} on {len(modules)} modules, such as `{next(iter(modules))}`"
 
 
 def _size(infos: Iterable[TensorInfo], num_bytes: int) -> str:

@@ -11,6 +11,7 @@ from .reading import open_checkpoint, read_json
 from .rewards import OriginalWeights, RewardPlan, find_base, write_reward
 from .sources import Source, find_folder
 from .templates import TemplateOrigin, read_template
+from .writing import check_target
 
 CHECKPOINT = "KlingTeam/VideoReward"
 BASE = "Qwen/Qwen2-VL-2B-Instruct"
@@ -25,6 +26,7 @@ TEMPLATE = TemplateOrigin(
 )
 HEAD = "rm_head.weight"
 WHOLE, ADAPTER, OTHERS = "model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth"
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, beside the weights
 # What the model's own code was trained with, and this reward does; another value means another input.
 EXPECTED = {
     "data_config": {
@@ -60,19 +62,23 @@ def convert_videoalign(
         base: folder or Hub id of the Qwen2-VL that VideoAlign was tuned from, for its config and tokenizer; for its
             weights too where `checkpoint` holds an adapter.
         accept_changed_template: takes another template than the one that the published weights know.
-        overwrite: a reward's folder that is at `output` is replaced.
+        overwrite: a folder at `output` is replaced, where all in it is as this project wrote it.
 
     Raises:
         ValueError: the files do not fit each other, or are of another model; nothing was written.
         OSError: something is not there, can't be downloaded, or does not fit on the disk; nothing is left of it.
     """
+    check_target(
+        output, overwrite=overwrite, inputs=(checkpoint, template_source, base)
+    )  # before anything is downloaded
     template = read_template(template_source, TEMPLATE, accept_changed=accept_changed_template)
     source = find_folder(
-        checkpoint, ["model_config.json", *(f"checkpoint-*/{file}" for file in (WHOLE, ADAPTER, OTHERS))]
+        checkpoint,
+        ["model_config.json", *(f"checkpoint-*/{file}" for file in (WHOLE, ADAPTER, OTHERS, ADAPTER_CONFIG))],
     )
     config = read_model_config(source)
     step = last_step(source)
-    alpha = config["peft_lora_config"].get("lora_alpha")
+    alpha = lora_alpha(step, config["peft_lora_config"].get("lora_alpha"), f"{source.name}/{step.name}")
     if (step / WHOLE).is_file():
         base_source = find_base(base)
         weights = OriginalWeights.of_file(open_checkpoint(step / WHOLE), f"{source.name}/{step.name}/{WHOLE}", alpha)
@@ -148,6 +154,26 @@ def last_step(source: Source) -> Path:
     return steps[max(steps)]
 
 
+def lora_alpha(step: Path, alpha: float | None, name: str) -> float | None:
+    """Alpha of the adapter in a folder, by `model_config.json` or by PEFT's config beside the weights.
+
+    Raises:
+        ValueError: the two differ, or PEFT's says that the adapter means something else.
+    """
+    path = step / ADAPTER_CONFIG
+    if not path.is_file():
+        return alpha
+    config = read_json(path)
+    unknown = [setting for setting in ("use_rslora", "use_dora", "alpha_pattern") if config.get(setting)]
+    said = config.get("lora_alpha", alpha)
+    if unknown or said != (said if alpha is None else alpha):
+        what = f"sets {', '.join(unknown)}" if unknown else f"has alpha {said}, and model_config.json {alpha}"
+        raise ValueError(f"{name}/{ADAPTER_CONFIG} {what}; that is not known here.")
+    if said is not None and not (_is_number(said) and said > 0):
+        raise ValueError(f"{name}/{ADAPTER_CONFIG} has lora_alpha = {said!r}; it must be a number above 0.")
+    return said
+
+
 def adapter_weights(step: Path, base: Source, name: str, lora_alpha: float | None) -> OriginalWeights:
     """Base, what was tuned whole over it, and the LoRA, under the keys that a whole model has.
 
@@ -196,7 +222,10 @@ def _check_numbers(config: Mapping[str, Mapping | None], path: str) -> None:
         if name not in config[section]:
             raise ValueError(f"{path} says no {name} in {section}.")
         value = config[section][name]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or (value <= 0 and not name.endswith("_mean")):
+        if not _is_number(value) or (value <= 0 and not name.endswith("_mean")):
             wish = "a number" if name.endswith("_mean") else "a number above 0"
             raise ValueError(f"{path} has {name} = {value!r} in {section}; it must be {wish}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -14,14 +15,12 @@ from huggingface_hub.utils import tqdm
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from ..loaders.saving import file_names, finally_on_signals, foreign_files, write_manifest
 from .reading import TensorInfo
 
 SHARD_BYTES = 10**9  # what of a model is in memory at a time while it is written
 DIFFUSERS_STEM = "diffusion_pytorch_model"  # names of weight files, by library
 TRANSFORMERS_STEM = "model"
-
-# A folder without any of these was not made here, and is not deleted.
-MODEL_FILES = ("model_index.json", "reward_config.json")  # `config.json` is in many a folder that is no model
 
 
 @dataclass(frozen=True)
@@ -38,39 +37,73 @@ class WrittenWeights:
 def new_folder(target: str | Path, *, overwrite: bool = False, inputs: tuple[str | Path, ...] = ()) -> Iterator[Path]:
     """A folder beside `target` to write into, which takes its name when the block ends.
 
-    When the block fails or is interrupted, the folder is deleted, and what was at `target` is as it was. What a kill
-    leaves has a name that begins with a dot; the replaced folder is then under its own or under such a name.
+    It gets a manifest of its files. When the block fails or is interrupted, also by SIGTERM, the folder is deleted,
+    and what was at `target` is as it was. What a kill leaves is named `.stream-t1-*.partial`; the replaced folder then
+    has its own name or `.stream-t1-*.replaced`.
 
     Args:
         target: where the folder is wanted; the folder that it lies in exists.
-        overwrite: whether a model's folder that is there is replaced.
+        overwrite: whether a folder that is there is replaced, in which all is as this project wrote it.
         inputs: files and folders that are read meanwhile, which `target` may not replace.
 
     Raises:
-        FileExistsError: `target` exists, and is not to be replaced, or is no model's folder.
+        FileExistsError: `target` exists, and is not to be replaced, or holds a file that this project did not write.
         ValueError: `target` holds one of `inputs`.
         OSError: it can't be made.
     """
-    target = Path(target).resolve()
-    _check_target(target, overwrite, inputs)
-    token = secrets.token_hex(4)
-    folder = target.with_name(f".{target.name}.partial-{token}")
-    replaced = target.with_name(f".{target.name}.replaced-{token}")
-    try:
-        folder.mkdir()
-        yield folder
+    target = check_target(target, overwrite=overwrite, inputs=inputs)
+    token = secrets.token_hex(6)
+    folder, replaced = (target.with_name(f".stream-t1-{token}.{state}") for state in ("partial", "replaced"))
+    with finally_on_signals():
         try:
-            if target.exists():
-                target.rename(replaced)
-            folder.rename(target)
-        except BaseException:
-            if replaced.exists() and not target.exists():
-                replaced.rename(target)
-            raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
+            folder.mkdir()
+            yield folder
+            write_manifest(folder)
+            try:
+                if target.exists():
+                    target.rename(replaced)
+                folder.rename(target)
+            except BaseException:
+                if replaced.exists() and not target.exists():
+                    replaced.rename(target)
+                raise
+        finally:
+            try:
+                _remove_leftovers(folder, replaced, target)
+            finally:
+                _remove_leftovers(folder, replaced, target)  # a signal may have stopped the first
+
+
+def _remove_leftovers(folder: Path, replaced: Path, target: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_target(target: str | Path, *, overwrite: bool = False, inputs: tuple[str | Path, ...] = ()) -> Path:
+    """Gives the path at which `new_folder` will make a folder; tries that it can.
+
+    Arguments and errors are those of `new_folder`.
+    """
+    target = Path(target).absolute()
+    target = target.parent.resolve() / target.name  # a link in its place is not followed
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {target.parent} to put {target.name} into.")
+    for path in inputs:
+        if Path(path).exists() and Path(path).resolve().is_relative_to(target):
+            raise ValueError(f"The output {target} holds the input {path}; name another output.")
+    if os.path.lexists(target):
+        _check_overwritten(target, overwrite)
+    probe = target.with_name(f".stream-t1-{secrets.token_hex(6)}.partial")
+    with finally_on_signals():
+        try:
+            probe.mkdir()
+        finally:
+            try:
+                shutil.rmtree(probe, ignore_errors=True)
+            finally:
+                shutil.rmtree(probe, ignore_errors=True)  # a signal may have stopped the first
+    return target
 
 
 def check_free_space(target: str | Path, num_bytes: int) -> None:
@@ -130,18 +163,17 @@ def write_shards(
     )
 
 
-def _check_target(target: Path, overwrite: bool, inputs: tuple[str | Path, ...]) -> None:
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {target.parent} to put {target.name} into.")
-    for path in inputs:
-        if Path(path).resolve().is_relative_to(target):
-            raise ValueError(f"The output {target} holds the input {path}; name another output.")
-    if not target.exists():
-        return
+def _check_overwritten(target: Path, overwrite: bool) -> None:
     if not overwrite:
         raise FileExistsError(f"{target} exists; name another output, or overwrite it.")
-    if not target.is_dir() or any(target.iterdir()) and not any((target / name).is_file() for name in MODEL_FILES):
-        raise FileExistsError(f"{target} exists and is no model's folder; delete it yourself if it is not needed.")
+    if target.is_symlink() or not target.is_dir():
+        raise FileExistsError(f"{target} exists and is no folder; delete it yourself if it is not needed.")
+    foreign = foreign_files(target, file_names(target))
+    if foreign:
+        raise FileExistsError(
+            f"{target} is not replaced: {foreign[0]}, of {len(foreign)} such files, was not written by Stream-T1 or "
+            "was changed since. Name another output, or delete the folder yourself if it is not needed."
+        )
 
 
 def _independent(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -37,7 +37,9 @@ def add_generator(parser: argparse.ArgumentParser, name: str, generator: Generat
         + ("the checkpoint's own" if is_folder else WAN_BASE),
     )
     parser.add_argument("--lora", default=generator.lora or "none", help="a file or hub_id:file; default: %(default)s")
-    parser.add_argument("--lora-alpha", type=float, help="of the LoRA's training; default: its rank")
+    parser.add_argument(
+        "--lora-alpha", type=float, help="of the LoRA's training; default: what its file says, else its rank"
+    )
     parser.add_argument("--keep-lora-apart", action="store_true", help="for `load_lora_weights`, instead of merging")
     parser.add_argument("--layout", help="the dict of the file that holds the weights, or flat; default: recognised")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights; default: as in the checkpoint")
@@ -93,7 +95,9 @@ def convert_reward(arguments: argparse.Namespace) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--overwrite", action="store_true", help="replaces the model's folder at OUTPUT")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replaces a folder that was made here and not changed"
+    )
 
 
 def _print_summary(title: str, conversion: "Conversion") -> None:  # noqa: F821 - slow to import

@@ -14,10 +14,20 @@ from accelerate import PartialState
 from ..evaluation.methods import METHODS, find_method
 from ..evaluation.metrics import load_metrics, searched_rewards
 from ..evaluation.pictures import draw_contact_sheet, load_pyplot
-from ..evaluation.report import write_report
-from ..evaluation.results import SURROUNDINGS, Job, Row, check_same, differing_rows, read_configuration, read_rows
+from ..evaluation.report import check_reports, write_report
+from ..evaluation.results import (
+    SURROUNDINGS,
+    Job,
+    Row,
+    check_folder,
+    check_same,
+    differing_rows,
+    read_configuration,
+    read_rows,
+)
 from ..evaluation.running import Evaluation
 from ..evaluation.suites import NORMAL_FRAMES, Suite, comparison
+from ..loaders.saving import filled_folder
 from .generate import load_model
 
 
@@ -123,11 +133,13 @@ def run_comparison(
         ImportError: matplotlib is missing.
     """
     load_pyplot()  # not when all videos are made
+    check_folder(options.output)
     # Processes meet only when all are done, and the first may wait for the last for hours.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     evaluation = load(options, state.device) if options.sheet or not options.report_only else None
     kept = read_configuration(options.output) if evaluation is None else evaluation.configuration()
     suites = choose(options, len(kept["denoising_steps"]))
+    check_reports(suites, options.output)
     if not options.report_only:
         make_videos(evaluation, options.output, suites, state)
     if not state.is_main_process:
@@ -204,9 +216,10 @@ def draw_pairs(evaluation: Evaluation, suite: Suite, rows: Sequence[Row], num_ta
             verdicts = ", ".join(f"{name} {scores[name]:g}" for name in evaluation.verdicts if name in scores)
             strips.append(video.frames.float() / 255)
             titles.append(f"{prompt} | {method}: {verdicts}")
-    path = folder / f"{suite.name}-sheet.png"
-    draw_contact_sheet(torch.stack(strips), titles, path)
-    return path
+    name = f"{suite.name}-sheet.png"
+    with filled_folder(folder, lambda into: draw_contact_sheet(torch.stack(strips), titles, into / name)):
+        pass
+    return folder / name
 
 
 def compare_rows(folder: Path, rows: Sequence[Row], other: Path) -> None:

@@ -9,7 +9,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Writes the pipeline's code as diffusers' loader of remote code wants it: upload the folder, and "
         "`custom_pipeline=` with its Hub id runs it over any Wan 2.1 text-to-video folder."
     )
-    parser.add_argument("folder", type=Path, help="made if it is not there; files of the same names are replaced")
+    parser.add_argument(
+        "folder", type=Path, help="made if it is not there; older code is replaced, but no file of yours"
+    )
     parser.set_defaults(run=export_code)
 
 

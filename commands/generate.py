@@ -1,11 +1,14 @@
 """`stream-t1 generate`: a prompt becomes a video, with the trace of its search beside it."""
 
 import argparse
+import itertools
+import os
 import sys
 import time
 from pathlib import Path
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
+from .video import FORMATS, write_video
+
 LARGEST_SEED = 2**53 - 1  # seeds stand in JSON, whose readers keep whole numbers exactly up to here
 
 
@@ -18,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-reward", help="folder or Hub id of a converted reward; the demo has its own")
     parser.add_argument("--video-reward", help="likewise")
     parser.add_argument("-o", "--output", type=Path, default=Path("out.mp4"), help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replaces the video at OUTPUT")
     parser.add_argument("--num-frames", type=int, default=81, help="12 k - 3; default: %(default)s, 5 seconds")
     parser.add_argument("--num-beams", type=int, default=2, help="kept after each chunk; default: %(default)s")
     parser.add_argument("--num-candidates", type=int, default=2, help="tried per beam; default: %(default)s")
@@ -27,12 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Writes the video, and the trace of its search as JSON beside it."""
-    if arguments.output.suffix not in VIDEO_SUFFIXES:
-        raise ValueError(f"`--output` is {arguments.output}; a video's name ends in {' or '.join(VIDEO_SUFFIXES)}.")
-    if not arguments.output.parent.is_dir():
-        raise ValueError(f"`--output` is {arguments.output}; there is no folder {arguments.output.parent}.")
+    from ..search.files import check_place
+
     if not 0 <= arguments.seed <= LARGEST_SEED:
         raise ValueError(f"`--seed` is {arguments.seed}; it must lie between 0 and {LARGEST_SEED}, 2^53 - 1.")
+    for path, options in places(arguments.output, arguments.overwrite).items():
+        try:
+            check_place(path, **options)
+        except OSError as error:
+            raise ValueError(f"`--output`: {error}") from error
     import torch
 
     pipe = load_demo(arguments.prompt) if arguments.model is None else load_model(arguments.model)
@@ -50,13 +57,53 @@ def generate(arguments: argparse.Namespace) -> None:
         generator=torch.Generator().manual_seed(arguments.seed),
     )
     seconds = time.perf_counter() - begin
-    frames, trace = output.frames[0], output.trace
-    trace_path = arguments.output.with_suffix(".json")
-    write_video((frames * 255).round().astype("uint8"), arguments.output, trace.fps)
-    trace.save(trace_path)
+    frames, trace = (output.frames[0] * 255).round().astype("uint8"), output.trace
+    path = arguments.output
+    try:
+        write(frames, trace, path, arguments.overwrite)
+    except FileExistsError as error:  # somebody was faster; the search is not to be lost
+        print(f"stream-t1: {error}", file=sys.stderr)
+        path = free_path(path)
+        write(frames, trace, path, overwrite=False)
     tried = sum(len(chunk.candidates) for chunk in trace.chunks)
-    print(f"{arguments.output}: {len(frames)} frames, the best of {tried} candidates, found in {seconds:.1f} s")
-    print(f"{trace_path}: the trace of the search")
+    print(f"{path}: {len(frames)} frames, the best of {tried} candidates, found in {seconds:.1f} s")
+    print(f"{path.with_suffix('.json')}: the trace of the search")
+
+
+def places(output: Path, overwrite: bool) -> dict[Path, dict[str, bool | str]]:
+    """The files to write, and for `new_file` whether they replace what is there.
+
+    Raises:
+        ValueError: `output` does not have a video's name.
+    """
+    from ..search.files import is_unchanged
+
+    if output.suffix not in FORMATS:
+        raise ValueError(f"`--output` is {output}; a video's name ends in {' or '.join(FORMATS)}.")
+    trace = output.with_suffix(".json")
+    moved = f"It is not a trace that Stream-T1 wrote, or was changed since, and {output.name} comes with one: move it."
+    return {
+        output: {"replace": overwrite, "advice": "Name another output, or replace it with --overwrite."},
+        trace: {"replace": is_unchanged(trace), "advice": moved},
+    }
+
+
+def write(frames: "numpy.ndarray", trace: "SearchTrace", output: Path, overwrite: bool) -> None:  # noqa: F821
+    """Writes the video and its trace; either takes its name when both are whole."""
+    from ..search.files import new_file
+
+    (video_path, video_options), (trace_path, trace_options) = places(output, overwrite).items()
+    with new_file(video_path, **video_options) as video, new_file(trace_path, **trace_options) as record:
+        write_video(frames, video, trace.fps, output.suffix)
+        trace.save(record)
+
+
+def free_path(path: Path) -> Path:
+    """`path` with the first number in its name at which neither a video nor a trace is."""
+    for number in itertools.count(2):
+        free = path.with_stem(f"{path.stem}-{number}")
+        if not any(map(os.path.lexists, (free, free.with_suffix(".json")))):
+            return free
 
 
 def load_demo(prompt: str) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
@@ -80,8 +127,8 @@ def load_model(name_or_folder: str) -> "StreamT1Pipeline":  # noqa: F821 - loade
     if is_path and not path.is_dir():
         is_file = "a file" if path.is_file() else "no folder here, and no Hub id, which is of the form org/name"
         raise ValueError(
-            f"`--model` is {name_or_folder}, {is_file}. Give a folder that StreamT1Pipeline loads; `stream-t1 convert` "
-            "makes one from the files that authors published."
+            f"`--model` is {name_or_folder}, {is_file}. Give a folder that StreamT1Pipeline loads; `stream-t1 "
+            "convert` makes one from the files that authors published."
         )
     import torch
 
@@ -89,17 +136,3 @@ def load_model(name_or_folder: str) -> "StreamT1Pipeline":  # noqa: F821 - loade
 
     dtype = torch.bfloat16 if torch.accelerator.is_available() else torch.float32
     return StreamT1Pipeline.from_pretrained(name_or_folder, dtype=dtype)
-
-
-def write_video(frames: "numpy.ndarray", path: Path, fps: float) -> None:  # noqa: F821 - numpy is slow to import
-    """Writes frames (F, H, W, 3) uint8 as H.264."""
-    import imageio_ffmpeg
-
-    height, width = frames.shape[1:3]
-    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, quality=8, macro_block_size=2)
-    writer.send(None)  # starts the encoder
-    for frame in frames:
-        writer.send(frame.tobytes())
-    writer.close()
-    if not path.is_file():
-        raise OSError(f"{path} could not be written; what the encoder said is above.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..loaders.saving import check_replaceable, filled_folder
 from .metrics import WINDOW_CHUNKS
 from .pictures import load_pyplot
 from .results import Job, Row
@@ -80,18 +81,43 @@ class SuiteRows:
 
 
 def write_report(suite: Suite, rows: Sequence[Row], verdicts: Sequence[str], folder: Path) -> Path:
-    """`SUITE.md` with the suite's tables, and its pictures beside it; returns its path."""
+    """Writes `SUITE.md` with the suite's tables, and its pictures beside it; returns its path.
+
+    Raises:
+        FileExistsError: a file of such a name in `folder` is not of an earlier report, or was changed.
+    """
     found = SuiteRows(suite, rows)
+    pictures = _pictures(suite)
+    sections = [f"## {title}\n\n{table}" for title, table in all_tables(found, verdicts).items()]
+    sections += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
+
+    def write(into: Path) -> None:
+        (into / f"{suite.name}.md").write_text(
+            "\n\n".join([f"# {suite.name}: {suite.num_frames} frames", *sections]) + "\n"
+        )
+        for name, draw in pictures.items():
+            draw(found, verdicts, into / name)
+
+    with filled_folder(folder, write):
+        pass
+    return folder / f"{suite.name}.md"
+
+
+def check_reports(suites: Sequence[Suite], folder: Path) -> None:
+    """Checks that the files of the reports, sheets included, may be written into a folder.
+
+    Raises:
+        FileExistsError: one would replace a file that is not of an earlier report, or that was changed.
+    """
+    names = [name for suite in suites for name in (f"{suite.name}.md", f"{suite.name}-sheet.png", *_pictures(suite))]
+    check_replaceable(folder, names)
+
+
+def _pictures(suite: Suite) -> dict[str, Callable[[SuiteRows, Sequence[str], Path], None]]:
     pictures = {f"{suite.name}-chunks.png": draw_chunks}
     if len({budget for _, budget in suite.entries}) > 2:
         pictures[f"{suite.name}-forwards.png"] = draw_budgets
-    sections = [f"## {title}\n\n{table}" for title, table in all_tables(found, verdicts).items()]
-    sections += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
-    path = folder / f"{suite.name}.md"
-    path.write_text("\n\n".join([f"# {suite.name}: {suite.num_frames} frames", *sections]) + "\n")
-    for name, draw in pictures.items():
-        draw(found, verdicts, folder / name)
-    return path
+    return pictures
 
 
 def all_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:

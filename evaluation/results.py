@@ -5,6 +5,7 @@ where it was, with any number of processes, and the folders of several machines 
 Files that are kept for good may be gzipped.
 """
 
+import contextlib
 import gzip
 import json
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diffusers.utils import logging
+
+from ..search.files import check_place, new_file
 
 logger = logging.get_logger(__name__)
 
@@ -51,19 +54,30 @@ def keep_configuration(folder: Path, configuration: dict) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFIGURATION
-    if path.exists():
-        kept = read_configuration(folder)
-        check_same(configuration, kept, folder)
-        if kept[SURROUNDINGS] != configuration[SURROUNDINGS]:
-            logger.warning(f"{folder} has rows made with {kept[SURROUNDINGS]}; now {configuration[SURROUNDINGS]}.")
-    elif any(folder.glob(ROW_FILES)):
+    if not path.exists() and any(folder.glob(ROW_FILES)):
         raise ValueError(
             f"{folder} has rows and no {CONFIGURATION}: nobody knows what they are of. Use another folder."
         )
-    else:
-        written = path.with_suffix(".tmp")
-        written.write_text(json.dumps(configuration, indent=1) + "\n")
-        written.replace(path)
+    with contextlib.suppress(FileExistsError):  # of an earlier run, or of one that began at the same time
+        with new_file(path) as file:
+            file.write_text(json.dumps(configuration, indent=1) + "\n")
+        return
+    kept = read_configuration(folder)
+    check_same(configuration, kept, folder)
+    if kept[SURROUNDINGS] != configuration[SURROUNDINGS]:
+        logger.warning(f"{folder} has rows made with {kept[SURROUNDINGS]}; now {configuration[SURROUNDINGS]}.")
+
+
+def check_folder(folder: Path) -> None:
+    """Tries that files can be written into a folder, or that it can be made.
+
+    Raises:
+        OSError: they can't, or it can't.
+    """
+    place = folder / CONFIGURATION
+    while not place.parent.exists():
+        place = place.parent
+    check_place(place, replace=True)
 
 
 def read_configuration(folder: Path) -> dict:

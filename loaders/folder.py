@@ -8,12 +8,16 @@ two entry files, the shims, that import each of them.
 """
 
 import ast
+import functools
 import json
 import shutil
 from os import PathLike, fspath
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import diffusers
+
+from . import saving
 
 ROOT = Path(__file__).parent.parent  # of the package, or of the copy that the loader made of a folder's code
 PIPELINE = ("pipeline_stream_t1", "StreamT1Pipeline")  # module and class
@@ -28,15 +32,19 @@ def write_code(folder: str | PathLike) -> list[Path]:
     """Writes the pipeline's code into a folder, which is made if need be; gives the files.
 
     Raises:
-        NotADirectoryError: `folder` is a file.
+        FileExistsError: a file would replace one that this project did not write, or that was changed.
+        NotADirectoryError: `folder` is a file or a link.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"`folder` is {folder}, which is a file; give a folder, or one that is to be made.")
+    with saving.filled_folder(folder, copy_code) as written:
+        names = saving.file_names(written)
+    return [Path(folder) / name for name in (*names, saving.MANIFEST)]
+
+
+def copy_code(folder: Path) -> None:
+    """Writes the pipeline's code into a folder that has none."""
     modules = reached_modules(PIPELINE[0])
-    names = [f"{module.replace('.', '/')}.py" for module in modules]
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for name in (f"{module.replace('.', '/')}.py" for module in modules):
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     lines = [
         f'"""{PIPELINE[1]}, under a name by which diffusers looks for it, and every module that it needs."""',
@@ -46,7 +54,6 @@ def write_code(folder: str | PathLike) -> list[Path]:
     ]
     for shim in SHIMS:
         (folder / f"{shim}.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [folder / name for name in (*names, *(f"{shim}.py" for shim in SHIMS))]
 
 
 def reached_modules(module: str) -> list[str]:
@@ -64,6 +71,7 @@ def reached_modules(module: str) -> list[str]:
     return sorted(reached)
 
 
+@functools.cache  # parsing takes longer than writing
 def _imported_modules(module: str) -> list[str]:
     """The project modules that a module's file imports: `from .folder.module import X`, or `from . import sibling`."""
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
@@ -113,10 +121,53 @@ def _is_component(entry: object) -> bool:
 class FolderMixin:
     """Saving and loading, for a `DiffusionPipeline`: folders carry their code and name stock classes."""
 
-    def save_pretrained(self, save_directory: str | PathLike, *options: object, **named_options: object) -> None:
-        """`DiffusionPipeline.save_pretrained`, and the code with which the folder loads anywhere."""
-        write_code(save_directory)
-        super().save_pretrained(fspath(save_directory), *options, **named_options)  # to push, it splits a string
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **options: object,
+    ) -> None:
+        """`DiffusionPipeline.save_pretrained`, and the code with which the folder loads anywhere.
+
+        Files are replaced, not written into, once all are whole. Other files in the folder stay; what is pushed is the
+        save alone.
+
+        Raises:
+            FileExistsError: a file of the code would replace one that this project did not write, or that was changed.
+            NotADirectoryError: `save_directory` is a file or a link.
+            ValueError: a component carries a LoRA, which its folder could not hold.
+        """
+        self._refuse_adapters()
+        options |= {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+        with saving.filled_folder(save_directory, copy_code) as folder:
+            super().save_pretrained(fspath(folder), **options)
+        if push_to_hub:
+            options.setdefault("repo_id", Path(save_directory).absolute().name)
+            with TemporaryDirectory() as folder:  # apart from what else is in `save_directory`
+                copy_code(Path(folder))
+                super().save_pretrained(folder, push_to_hub=True, **options)
+
+    def push_to_hub(self, *arguments: object, **options: object) -> str:
+        """`DiffusionPipeline.push_to_hub`; refuses a LoRA before a repository is made, as `save_pretrained` does."""
+        self._refuse_adapters()
+        return super().push_to_hub(*arguments, **options)
+
+    def _upload_folder(self, working_dir: str | PathLike, *arguments: object, **options: object) -> object:
+        # With the manifest, a folder that is downloaded again can be saved into.
+        saving.write_manifest(Path(working_dir))
+        return super()._upload_folder(working_dir, *arguments, **options)
+
+    def _refuse_adapters(self) -> None:
+        saved = {name: part for name, part in self.components.items() if _is_component(self.config.get(name))}
+        for name, component in saved.items():
+            if any(hasattr(module, "base_layer") for module in getattr(component, "modules", list)()):
+                raise ValueError(
+                    f"`{name}` carries a LoRA, and a folder that is saved with it does not load. To save its effect, "
+                    "call `pipe.fuse_lora()`, then `pipe.unload_lora_weights()`; to save without it, the latter alone."
+                )
 
     def to_json_string(self) -> str:
         """`model_index.json`, with the class as the loader of remote code reads it and no path of this machine."""

@@ -49,7 +49,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 5.0) -> None:
         if _real_number("shift", shift) <= 0:
-            raise ValueError(f"`shift` is {shift}; it must be above 0. 1 leaves the levels as they are.")
+            raise ValueError(f"`shift` is {shift}; it must be above 0. 1 leaves `sigmas` as they are.")
         if _whole_number("num_train_timesteps", num_train_timesteps) < 1:
             raise ValueError(f"`num_train_timesteps` is {num_train_timesteps}; it must be 1 or more.")
         # Python's own numbers: numpy's cannot be saved.
@@ -91,11 +91,12 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             num_inference_steps: n, at u = 1 - i / n for i from 0 to n - 1.
-            sigmas: the levels u *before* the shift, falling, in (0, 1]; instead of a number of steps.
+            sigmas: u of every step, falling, in (0, 1]: as everywhere in diffusers, *before* the shift. Instead of a
+                number of steps.
 
         Raises:
-            TypeError, ValueError: the steps are no whole number from 1 to 8, the levels no such list, or both are
-                given and differ.
+            TypeError, ValueError: the steps are no whole number from 1 to 8, `sigmas` are no such list, or both
+                are given and differ.
         """
         if sigmas is None:
             if num_inference_steps is None:
@@ -109,7 +110,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             if num_inference_steps is not None:
                 if _whole_number("num_inference_steps", num_inference_steps) != len(unshifted):
                     raise ValueError(
-                        f"`num_inference_steps` is {num_inference_steps}, but `sigmas` has {len(unshifted)} levels. "
+                        f"`num_inference_steps` is {num_inference_steps}, but `sigmas` has {len(unshifted)} of them. "
                         "Give one."
                     )
         shift = self.config.shift

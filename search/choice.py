@@ -21,7 +21,7 @@ from numbers import Integral
 import numpy as np
 import torch
 
-from . import beam, geometry
+from . import beam, geometry, trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,18 @@ class Choice:
     kept: Sequence[int]  # indices into `candidates`, best first; one that is there twice gives two beams
     log_weights: Sequence[float] | None = None  # of the beams, as many as `kept`; None: 0 each
     reserve: Sequence[int] = ()  # who takes the places of those that `max_lag` drops, best first
+
+    @property
+    def survivors(self) -> "list[beam.Candidate]":
+        """The kept candidates, best first."""
+        return [self.candidates[index] for index in self.kept]
+
+    def traces(self) -> "list[trace.CandidateTrace]":
+        """The record of every candidate, and which beams it becomes."""
+        places = [
+            [place for place, kept in enumerate(self.kept) if kept == row] for row in range(len(self.candidates))
+        ]
+        return [trace.CandidateTrace.of(*each) for each in zip(self.candidates, places, strict=True)]
 
     def without_lost(self) -> "Choice":
         """The choice without kept candidates that were lost after it was made."""

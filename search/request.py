@@ -36,7 +36,7 @@ class VideoRequest:
         height, width: pixels; multiples of the VAE's factor times the transformer's patch. Default: the model's own.
         num_frames: pixel frames, `4 * (latent frames - 1) + 1` with latent frames a multiple of `chunk_frames`.
         num_inference_steps: steps per chunk, evenly spaced before the shift. Default: the model's own steps.
-        sigmas: noise levels before the shift, instead of a number of steps.
+        sigmas: u of every step, before the shift as everywhere in diffusers, instead of a number of steps.
         num_videos_per_prompt: how many of the last beams to return, at most as many as the search keeps.
         generator: gives the base of all seeds; one per prompt when a list.
         latents: (B, C, F, h, w), the initial noise of the whole videos. For one beam and one candidate.
@@ -246,6 +246,25 @@ class VideoRequest:
         """One generator, or None, for each prompt."""
         return per_prompt("generator", self.generator, torch.Generator, self.num_prompts)
 
+    def check(self, *, has_vae: bool, text_dim: int, tensor_inputs: Sequence[str]) -> None:
+        """Checks what depends on the models of a pipeline.
+
+        Args:
+            tensor_inputs: what `callback_on_step_end` may be given.
+
+        Raises:
+            ValueError, TypeError: the call asks for what they cannot give.
+        """
+        self.check_prompt(text_dim)
+        self.check_monitors()
+        for text in self.reward_prompts():
+            if text is not None:
+                _check_encodable("prompt" if self.reward_prompt is None else "reward_prompt", text)
+        self.generators()
+        if self.output_type != "latent" and not has_vae:
+            raise ValueError(f'`output_type` is {self.output_type!r}, and this pipeline has no VAE; use "latent".')
+        self.check_callback_tensor_inputs(tensor_inputs)
+
     def check_prompt(self, text_dim: int) -> None:
         """
         Raises:
@@ -259,16 +278,6 @@ class VideoRequest:
         if self.prompt is None:
             return check_prompt_embeds(self.prompt_embeds, text_dim)
         check_texts(self.prompt)
-
-    def check_per_prompt(self) -> None:
-        """
-        Raises:
-            ValueError, TypeError: there are not as many reward prompts or generators as prompts.
-        """
-        for text in self.reward_prompts():
-            if text is not None:
-                _check_encodable("prompt" if self.reward_prompt is None else "reward_prompt", text)
-        self.generators()
 
     def check_monitors(self) -> None:
         """

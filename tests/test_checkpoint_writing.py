@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from stream_t1.checkpoints.reading import TensorInfo
 from stream_t1.checkpoints.writing import DIFFUSERS_STEM, check_free_space, new_folder, write_shards
+from stream_t1.loaders.saving import MANIFEST, write_manifest
 
 
 def write(folder, tensors, **options):
@@ -26,7 +27,7 @@ def test_a_folder_takes_its_name_when_it_is_finished(tmp_path):
     with new_folder(tmp_path / "model") as folder:
         (folder / "model_index.json").write_text("{}")
         assert not (tmp_path / "model").exists()
-    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["model_index.json"]
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["model_index.json", MANIFEST]
 
 
 @pytest.mark.parametrize("failure", [ValueError, OSError, KeyboardInterrupt])
@@ -42,6 +43,7 @@ def existing(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "model_index.json").write_text("old")
+    write_manifest(folder)
     return folder
 
 
@@ -62,7 +64,7 @@ def test_a_swap_that_is_interrupted_brings_the_old_folder_back(tmp_path, existin
     rename = type(existing).rename
 
     def interrupted(path, target):
-        if ".partial-" in path.name:
+        if path.name.endswith(".partial"):
             raise KeyboardInterrupt
         return rename(path, target)
 
@@ -72,13 +74,33 @@ def test_a_swap_that_is_interrupted_brings_the_old_folder_back(tmp_path, existin
     assert (existing / "model_index.json").read_text() == "old" and names(tmp_path) == ["model"]
 
 
-@pytest.mark.parametrize("name", ["letter.txt", "config.json"])
-def test_a_folder_that_is_no_model_is_never_replaced(tmp_path, name):
-    (tmp_path / "home").mkdir()
+@pytest.mark.parametrize("name", ["letter.txt", "config.json", "model_index.json", ".git/HEAD", MANIFEST])
+def test_a_folder_with_a_file_that_was_not_written_here_is_never_replaced(tmp_path, name):
+    (tmp_path / "home" / name).parent.mkdir(parents=True)
     (tmp_path / "home" / name).write_text("dear")
-    with pytest.raises(FileExistsError, match="no model's folder"), new_folder(tmp_path / "home", overwrite=True):
+    with pytest.raises(FileExistsError, match=f"{name}, of 1"), new_folder(tmp_path / "home", overwrite=True):
         pass
-    assert names(tmp_path / "home") == [name] and (tmp_path / "home" / name).read_text() == "dear"
+    assert (tmp_path / "home" / name).read_text() == "dear" and names(tmp_path) == ["home"]
+
+
+def test_a_folder_that_was_changed_or_added_to_is_never_replaced(existing):
+    (existing / "model_index.json").write_text("mine")
+    with pytest.raises(FileExistsError, match="model_index.json, of 1"), new_folder(existing, overwrite=True):
+        pass
+    (existing / "model_index.json").write_text("old")
+    (existing / "notes").symlink_to(existing.parent)
+    with pytest.raises(FileExistsError, match="notes, of 1"), new_folder(existing, overwrite=True):
+        pass
+    assert names(existing) == ["model_index.json", "notes", MANIFEST]
+
+
+def test_a_link_to_a_folder_is_never_replaced(tmp_path, existing):
+    (tmp_path / "link").symlink_to(existing)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    for name in ("link", "nowhere"):
+        with pytest.raises(FileExistsError, match="is no folder"), new_folder(tmp_path / name, overwrite=True):
+            pass
+    assert (tmp_path / "link").is_symlink() and (existing / "model_index.json").read_text() == "old"
 
 
 def test_an_output_may_not_hold_its_inputs(tmp_path, existing):

@@ -1,6 +1,8 @@
 """Rows, the run that makes them, and the tables made from them."""
 
+import contextlib
 import gzip
+import json
 import math
 from dataclasses import replace
 
@@ -10,11 +12,20 @@ from conftest import brightness, contrast
 
 from stream_t1.demo import load_pipeline
 from stream_t1.demo.suites import FIRST_SEED, demo_suites, demo_tasks, shape_of
+from stream_t1.evaluation import results
 from stream_t1.evaluation.metrics import RewardMetric
-from stream_t1.evaluation.report import SuiteRows, agreement_table, all_tables, score_table, write_report
+from stream_t1.evaluation.report import (
+    SuiteRows,
+    agreement_table,
+    all_tables,
+    check_reports,
+    score_table,
+    write_report,
+)
 from stream_t1.evaluation.results import (
     Job,
     append_row,
+    check_folder,
     differing_rows,
     is_finished,
     keep_configuration,
@@ -24,6 +35,7 @@ from stream_t1.evaluation.results import (
 from stream_t1.evaluation.running import Evaluation, fingerprint, share_of
 from stream_t1.evaluation.statistics import difference, estimate
 from stream_t1.evaluation.suites import Suite, comparison
+from stream_t1.search.files import new_file
 
 TASKS = (("a red circle", 1), ("a blue cross", 2), ("a green triangle", 3))
 SUITE = Suite("small", (("single", 4), ("full", 8)), TASKS, num_frames=33)
@@ -307,3 +319,42 @@ def test_a_file_of_prompts_makes_a_comparison_and_empty_lines_are_missing_prompt
     path.write_text("\n")
     with pytest.raises(ValueError, match="no prompts"):
         comparison(["single"], [4], path, num_seeds=1, num_frames=33, num_steps=4)
+
+
+def test_a_report_replaces_earlier_ones_and_no_file_of_the_users(tmp_path):
+    path = write_report(SUITE, fabricated_rows(), ["judge"], tmp_path)
+    write_report(SUITE, fabricated_rows()[:-1], ["judge"], tmp_path)
+    path.write_text("mine")
+    for write in (
+        lambda: write_report(SUITE, fabricated_rows(), ["judge"], tmp_path),
+        lambda: check_reports([SUITE], tmp_path),
+    ):
+        with pytest.raises(
+            FileExistsError, match=f"has {path.name}, which Stream-T1 did not write or which was changed"
+        ):
+            write()
+    assert path.read_text() == "mine"
+
+
+def test_of_two_that_begin_at_once_the_second_is_held_to_the_first_ones_configuration(tmp_path, monkeypatch):
+    first, second = ({"height": height, "made_with": {}} for height in (64, 128))
+    monkeypatch.setattr(results, "new_file", lambda path: new_file_after(path, first))
+    with pytest.raises(ValueError, match="`height` is 64 there, 128 here"):
+        keep_configuration(tmp_path, second)
+    assert [path.name for path in tmp_path.iterdir()] == ["configuration.json"]
+
+
+@contextlib.contextmanager
+def new_file_after(path, faster):
+    with new_file(path) as written:
+        yield written
+        path.write_text(json.dumps(faster))
+
+
+@pytest.mark.parametrize("name", ["file", "file/results", "x" * 256])
+def test_a_folder_that_can_not_be_made_is_told_first(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=f"{name.split('/')[-1][:20]}|file"):
+        check_folder(tmp_path / name)
+    check_folder(tmp_path / "absent/results")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
