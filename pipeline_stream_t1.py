@@ -556,8 +556,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         if self.transformer is None:
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
         request.check(
-            text_dim=self.transformer.config.text_dim,
             has_vae=self.vae is not None,
+            text_dim=self.transformer.config.text_dim,
             tensor_inputs=self._callback_tensor_inputs,
         )
         if request.prompt is not None:

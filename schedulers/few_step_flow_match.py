@@ -103,8 +103,8 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
                 number of steps.
 
         Raises:
-            TypeError, ValueError: the steps are no whole number from 1 to 8, `sigmas` no such list, or both are
-                given and differ.
+            TypeError, ValueError: the steps are no whole number from 1 to 8, `sigmas` are no such list, or both
+                are given and differ.
         """
         if sigmas is None:
             if num_inference_steps is None:

@@ -266,7 +266,10 @@ class VideoRequest:
         """
         self.check_prompt(text_dim)
         self.check_monitors()
-        self.check_per_prompt()
+        for text in self.reward_prompts():
+            if text is not None:
+                _check_encodable("prompt" if self.reward_prompt is None else "reward_prompt", text)
+        self.generators()
         if self.output_type != "latent" and not has_vae:
             raise ValueError(f'`output_type` is {self.output_type!r}, and this pipeline has no VAE; use "latent".')
         self.check_callback_tensor_inputs(tensor_inputs)
@@ -284,16 +287,6 @@ class VideoRequest:
         if self.prompt is None:
             return check_prompt_embeds(self.prompt_embeds, text_dim)
         check_texts(self.prompt)
-
-    def check_per_prompt(self) -> None:
-        """
-        Raises:
-            ValueError, TypeError: there are not as many reward prompts or generators as prompts.
-        """
-        for text in self.reward_prompts():
-            if text is not None:
-                _check_encodable("prompt" if self.reward_prompt is None else "reward_prompt", text)
-        self.generators()
 
     def check_monitors(self) -> None:
         """

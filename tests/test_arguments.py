@@ -262,7 +262,7 @@ MADE = {
     ),
     "Reward": (Reward, {}, {"micro_batch_size": [value for value in NOT_WHOLE if value is not None] + [0]}),
     "PictureReward": (PictureReward, {}, {"frame_stride": [*NOT_WHOLE, 0]}),
-    "ChunkSeamReward": (ChunkSeamReward, {}, {"chunk_frames": [*NOT_WHOLE, 1]}),
+    "ChunkSeamReward": (ChunkSeamReward, {}, {"frames_per_chunk": [*NOT_WHOLE, 1]}),
     "CLIPScoreReward": (
         CLIPScoreReward,
         {"model": torch.nn.Linear(2, 2), "tokenizer": None},

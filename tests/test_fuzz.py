@@ -135,7 +135,7 @@ OBJECTS = {
     EarlyStop: {"inner": [BeamSearch()], "margin": [0, math.inf], "patience": [1, 2], "max_rounds": [1]},
     WeightedReward: {"rewards": [[brightness]], "weights": [[1.0], (2,)], "normalize": [None, "rank"]},
     GatedReward: {"gate": [brightness], "reward": [contrast], "bound": [0.5, 0], "at_least": [2]},
-    ChunkSeamReward: {"chunk_frames": [12, 2]},
+    ChunkSeamReward: {"frames_per_chunk": [12, 2]},
     PictureReward: {"frame_stride": [1, 3], "micro_batch_size": [None, 2]},
 }
 
