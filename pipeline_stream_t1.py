@@ -31,19 +31,20 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from .chunk_steps import ChunkSteps
 from .loaders.folder import FolderMixin
 from .loaders.hooks import HooksMixin
-from .models.alignment import align_weights, align_weights_for
+from .models.alignment import align_weights_for
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import ChunkMemory
 from .models.pixels import stack, to_output
 from .models.prompt import Prompt
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
-from .rewards.arguments import check_reward, chosen_reward, loaded_reward
-from .rewards.base import RewardFormatError, as_component
-from .rewards.scoring import RewardScore, score_clips
+from .rewards.arguments import check_rewards, chosen_reward, loaded_reward
+from .rewards.base import as_component
+from .rewards.monitoring import watched_scores
+from .rewards.scoring import score_clips
 from .rewards.shipped import SHIPPED_REWARDS  # noqa: F401 - registers every kind of reward, for folders and Hub ids
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
-from .search.beam import Beam
+from .search.beam import Beam, Candidate
 from .search.choice import Choice, check_choice, check_kept, most_kept
 from .search.estimate import RunEstimate, estimate_run
 from .search.geometry import VideoGeometry, check_chunk_multiple, whole_number
@@ -55,9 +56,9 @@ from .search.policy_config import check_policy, policy_config, policy_positions,
 from .search.prompt_search import PromptSearch
 from .search.request import StreamRequest, VideoRequest, takes_request
 from .search.reward_pruning import order_by
-from .search.running import SearchInterrupted, begin_step, latest_step
+from .search.running import RunningMixin, SearchInterrupted
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
-from .search.trace import CandidateTrace, ChunkTrace, EvictionTrace, FinalTrace, SearchTrace
+from .search.trace import ChunkTrace, FinalTrace
 
 __version__ = "0.2.0"
 
@@ -74,7 +75,7 @@ SAVED_AS = {
 }
 
 
-class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoaderMixin):
+class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline, WanLoraLoaderMixin):
     """Text to video, chunk by chunk, with a search over candidates at every chunk.
 
     Every component may be None where a call does not need it: `text_encoder` and `tokenizer` with `prompt_embeds`,
@@ -93,7 +94,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         chunk_frames: latent frames that are denoised together.
         window_frames: latent frames of context, the first sink and the current chunk included.
         sink_frames: latent frames at the beginning of the video that never leave.
-        denoising_steps: 1000 times the noise levels before the scheduler's shift.
+        denoising_steps: 1000 u of every step, before the scheduler's shift.
         fps: of the videos, for rewards that need it.
         default_height, default_width: pixels, when a call names none.
         memory: the policy when a call names none, one of those in `search/memory_sinking.py` or its config; default
@@ -157,10 +158,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
                 f"`transformer` reads {transformer.config.in_channels} channels and `vae` makes {vae.config.z_dim}: "
                 "they are of different models, or the transformer is of an image-to-video one."
             )
-        self._interrupt, self._own_models = False, ()
+        self._own_models = ()
 
     def __setattr__(self, name: str, value: object) -> None:
-        """A component is made fit for the search whoever sets it: the constructor, diffusers or the user."""
+        """Adapts a component on assignment, by the constructor, diffusers or the user."""
         if name == "transformer" and value is not None:
             value = CausalWanTransformer3DModel.adopt(value)
         elif name == "scheduler":
@@ -184,47 +185,14 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
     @property
     def geometry(self) -> VideoGeometry:
         """Which lengths and sizes this pipeline's models make."""
-        vae = None if self.vae is None else self.vae.config
-        transformer = None if self.transformer is None else self.transformer.config
-        spatial_factor = 8 if vae is None else vae.scale_factor_spatial
-        _, patch_height, patch_width = (1, 2, 2) if transformer is None else transformer.patch_size
-        return VideoGeometry(
-            chunk_frames=self.config.chunk_frames,
-            window_frames=self.config.window_frames,
-            temporal_factor=4 if vae is None else vae.scale_factor_temporal,
-            row_factor=spatial_factor * patch_height,
-            column_factor=spatial_factor * patch_width,
-            longest_frames=1024 if transformer is None else transformer.rope_max_seq_len,
-        )
+        configs = (None if model is None else model.config for model in (self.transformer, self.vae))
+        return VideoGeometry.of(self.config.chunk_frames, self.config.window_frames, *configs)
 
     @property
     def device(self) -> torch.device:
         """That of the transformer, else of the VAE, else of the text encoder; rewards have no say."""
         models = (self.transformer, self.vae, self.text_encoder)
         return next((model.device for model in models if model is not None), torch.device("cpu"))
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback, and the call returns the chunks that are finished."""
-        return self._interrupt
-
-    @property
-    def num_timesteps(self) -> int | None:
-        """Denoising steps of one chunk of the call that this thread runs, or ran last."""
-        view = latest_step(self)
-        return None if view is None else view.num_timesteps
-
-    @property
-    def current_timestep(self) -> torch.Tensor | None:
-        """The timestep of the call that this thread runs; None between calls."""
-        view = latest_step(self)
-        return None if view is None else view.timestep
-
-    @property
-    def attention_kwargs(self) -> dict[str, float] | None:
-        """Of the call that this thread runs, or ran last."""
-        view = latest_step(self)
-        return None if view is None else view.attention_kwargs
 
     @takes_request(VideoRequest)
     @torch.no_grad()
@@ -300,8 +268,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         Nothing is loaded, computed or changed.
 
         Args:
-            height, width, num_frames, arguments: those of `__call__`, with its defaults. A prompt is not needed; the
-                estimate is for one.
+            height, width, num_frames, arguments: those of `__call__`, with its defaults. A prompt is not needed; of
+                several, the estimate is for one.
 
         Returns:
             `RunEstimate`; printed, it is a table. Weights are counted wherever they are now; of rewards, those that
@@ -311,15 +279,16 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         Raises:
             ValueError, TypeError: as `__call__`; or the search says nothing of its work.
         """
-        given = arguments.pop("prompt_embeds", None)
-        num_tokens = arguments.get("max_sequence_length", VideoRequest.max_sequence_length)
-        num_tokens = num_tokens if given is None else given.shape[1]
-        text_dim = 1 if self.transformer is None else self.transformer.config.text_dim
-        arguments |= {"prompt": None, "prompt_embeds": torch.empty(1, num_tokens, text_dim, device="meta")}
-        arguments |= {"reward_prompt": "", "height": height, "width": width, "num_frames": num_frames}
-        plan = self._plan(VideoRequest(**arguments))
-        models = {**self.components, "image_reward": plan.image_reward, "video_reward": plan.video_reward}
-        models |= {f"monitors[{name!r}]": monitor for name, monitor in plan.monitors.items()}
+        request = VideoRequest(height=height, width=width, num_frames=num_frames, **arguments)
+        if request.prompt is None and request.prompt_embeds is None:
+            text_dim = 1 if self.transformer is None else self.transformer.config.text_dim
+            prompt_embeds = torch.empty(1, request.max_sequence_length, text_dim, device="meta")
+            words = "" if request.reward_prompt is None else request.reward_prompt
+            request = replace(request, prompt_embeds=prompt_embeds, reward_prompt=words)
+        plan = self._plan(request)
+        embeds = request.prompt_embeds
+        num_tokens = request.max_sequence_length if embeds is None else embeds.shape[1]
+        models = {**self.components, **plan.rewards}
         modules = {id(model): name for name, model in reversed(models.items()) if isinstance(model, torch.nn.Module)}
         weights = {name: weight_bytes(models[name]) for name in reversed(modules.values())}
         costs = ModelCosts(self.transformer, self.vae, plan.latent_shape, num_tokens)
@@ -371,15 +340,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         return plan
 
     def _check_rewards(self, plan: SearchPlan) -> None:
-        """
-        Raises:
-            ValueError: a reward or monitor cannot serve this call.
-        """
-        rewards = {"image_reward": plan.image_reward, "video_reward": plan.video_reward}
-        rewards |= {f"monitors[{name!r}]": monitor for name, monitor in plan.monitors.items()}
         words, has_pixels = plan.request.reward_prompts(), self.vae is not None
-        for name, reward in rewards.items():
-            check_reward(name, reward, words=words, num_beams=most_kept(plan.search), has_pixels=has_pixels)
+        check_rewards(plan.rewards, words=words, num_beams=most_kept(plan.search), has_pixels=has_pixels)
 
     def _loaded(self, plan: SearchPlan) -> SearchPlan:
         """The plan with the rewards that it names, after everything else was found right."""
@@ -403,12 +365,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
     def _searches(self, plan: SearchPlan) -> list[PromptSearch]:
         """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
         request = plan.request
-        begin_step(self, plan.num_steps, None, request.attention_kwargs)
+        self.begin_step(plan.num_steps, None, request.attention_kwargs)
         if plan.device.type == "cpu":
-            models = [model for model in (self.text_encoder, self.transformer, self.vae) if model is not None]
-            align_weights_for(plan, [model for model in models if not any(model is own for own in self._own_models)])
-            for model in self._own_models:
-                align_weights(model)
+            align_weights_for(plan, (self.text_encoder, self.transformer, self.vae), own=self._own_models)
         prompt_embeds = request.prompt_embeds
         if prompt_embeds is None:
             prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
@@ -418,15 +377,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         for row, (prompt, reward_prompt, generator) in enumerate(given):
             seeds = tuple(base_seed(generator, request.candidate_seeds) for _ in range(plan.num_lineages))
             noise = None if request.latents is None else request.latents[row]
-            trace = SearchTrace(
-                config={"prompt": prompt, "reward_prompt": reward_prompt, **plan.as_config()},
-                seed=seeds[0],
-                fps=plan.fps,
-                version=__version__,
-                chunks=[],
-            )
-            inputs = PromptPlan(plan, seeds, prompt, reward_prompt or "", noise)
-            searches.append(PromptSearch(inputs, Prompt(prompt_embeds[row : row + 1]), trace, [Beam(ChunkMemory())]))
+            inputs = PromptPlan(plan, seeds, prompt, reward_prompt, noise)
+            first = Prompt(prompt_embeds[row : row + 1])
+            searches.append(PromptSearch(inputs, first, inputs.new_trace(__version__), [Beam(ChunkMemory())]))
         return searches
 
     def _run(self, searches: list[PromptSearch]) -> None:
@@ -492,21 +445,14 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
                 f"{lost}. The chunks before are in this error's `frames` and `trace`.",
                 search.trace,
             )
-        places = {row: [place for place, kept in enumerate(made.kept) if kept == row] for row in set(made.kept)}
-        records = [CandidateTrace.of(c, places.get(row, []), c.thumbnail) for row, c in enumerate(made.candidates)]
-        survivors, log_weights = [made.candidates[index] for index in made.kept], made.log_weights
+        records, survivors, log_weights = made.traces(), made.survivors, made.log_weights
         made = None  # the losers' decoder states, and the parents', go before the clean pass needs the room
         search.release_decoder_states()
-        monitored = self._watch(search, steps, survivors)
+        monitored = self._watched(search, steps, survivors)
         beams = steps.commit(search.beams, survivors)
-        beams = [replace(b, log_weight=w) for b, w in zip(beams, log_weights or [0.0] * len(beams), strict=True)]
-        record = ChunkTrace(
-            fusion_weight=search.plan.fusion_weight(search.chunk_index),
-            candidates=records,
-            evicted=[EvictionTrace(place, *left) for place, beam in enumerate(beams) for left in beam.evicted],
-            sinks=[beam.sink_start_frames for beam in beams],
-            work=steps.work,
-        )
+        if log_weights is not None:
+            beams = [replace(beam, log_weight=weight) for beam, weight in zip(beams, log_weights, strict=True)]
+        record = ChunkTrace.of(records, beams, search.plan.fusion_weight(search.chunk_index), steps.work)
         search.prompt = steps.next_prompt
         search.finish_chunk(beams, record, monitored)
         return True
@@ -525,7 +471,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             may_repeat=plan.request.candidate_seeds == "independent",
         )
         made = search.agreeing(made)
-        if plan.is_seen:
+        if plan.request.trace_thumbnails:
             made = replace(made, candidates=steps.decode(beams, made.candidates))
         if made.kept and plan.request.callback_on_chunk_end is not None:
             state = {"candidates": list(made.candidates), "kept": list(made.kept)}
@@ -539,25 +485,17 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
             made = replace(made, candidates=[decoded.get(row, c) for row, c in enumerate(made.candidates)])
         return made.without_lost()
 
-    def _watch(self, search: PromptSearch, steps: ChunkSteps, survivors: list) -> dict[str, list[float | None]]:
-        """What the monitors, and their parts, say of the kept candidates' windows. Nothing is decided by it."""
-        plan, monitored = search.plan, {}
-        for name, monitor in plan.monitors.items():
-            with steps.work.timed("monitor", plan.device):
-                clips = steps.clips(search.beams, survivors, plan.request.reward_window - 1)
-                try:
-                    results = score_clips(
-                        monitor, clips, search.inputs.reward_words, plan.fps, name=f"monitors[{name!r}]"
-                    )
-                except RewardFormatError as error:  # a mistake of its author, but nothing depends on it
-                    results = [RewardScore(None, problem=str(error))] * len(clips)
-            monitored[name] = [result.score for result in results]
-            for part in {part: None for result in results for part in result.parts}:
-                monitored[f"{name}.{part}"] = [result.parts.get(part) for result in results]
-            for index, result in enumerate(results):
-                if result.problem is not None:
-                    logger.warning(f"Chunk {search.chunk_index}: beam {index} is not monitored, {result.problem}.")
-        return monitored
+    def _watched(
+        self, search: PromptSearch, steps: ChunkSteps, survivors: list[Candidate]
+    ) -> dict[str, list[float | None]]:
+        """Scores of the kept candidates' windows by the monitors."""
+        plan = search.plan
+        if not plan.monitors:
+            return {}
+        clips = steps.clips(search.beams, survivors, plan.request.reward_window - 1)
+        with steps.work.timed("monitor", plan.device):
+            words = search.inputs.reward_words
+            return watched_scores(plan.monitors, clips, words, plan.fps, chunk_index=search.chunk_index)
 
     def _finish(self, search: PromptSearch) -> None:
         """Orders the beams of a whole video."""
@@ -583,7 +521,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         for search in searches:
             search.release()
         plan = searches[0].plan
-        begin_step(self, plan.num_steps, None, plan.request.attention_kwargs)
+        self.begin_step(plan.num_steps, None, plan.request.attention_kwargs)
         self.maybe_free_model_hooks()
 
     def encode_prompt(
@@ -618,16 +556,12 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, DiffusionPipeline, WanLoraLoader
         """
         if self.transformer is None:
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
-        request.check_prompt(None not in (self.text_encoder, self.tokenizer), self.transformer.config.text_dim)
-        request.check_monitors()
-        request.check_per_prompt()
-        if request.output_type != "latent" and self.vae is None:
-            raise ValueError(f'`output_type` is {request.output_type!r}, and this pipeline has no VAE; use "latent".')
-        if not set(request.callback_tensor_inputs) <= set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` is {list(request.callback_tensor_inputs)}; it may name "
-                f"{self._callback_tensor_inputs}."
-            )
+        request.check(
+            has_text_encoder=None not in (self.text_encoder, self.tokenizer),
+            text_dim=self.transformer.config.text_dim,
+            has_vae=self.vae is not None,
+            tensor_inputs=self._callback_tensor_inputs,
+        )
         check_policy(memory)
         geometry, num_frames = self.geometry, request.num_frames
         geometry.check_size(height, width)

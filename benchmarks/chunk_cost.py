@@ -23,11 +23,12 @@ from statistics import median
 
 import torch
 from diffusers import AutoencoderKLWan
-from metering import ChunkMeter, ChunkRecord, commit, machine, matrix_rate, timed_forwards
+from metering import ChunkMeter, ChunkRecord, check_output, commit, machine, matrix_rate, timed_forwards
 
 from stream_t1 import CausalWanTransformer3DModel, FewStepFlowMatchScheduler, StreamT1Pipeline
 from stream_t1.models.cost import decode_cost
 from stream_t1.search import EMASink, RewardRoutedSink, SearchTrace, SlidingWindow, StaticSink
+from stream_t1.search.files import new_file
 
 STAGES = ("denoise", "clean_pass", "decode", "reward")
 COUNTERS = ("forwards", "clean_passes", "latents_decoded", "frames_scored")
@@ -356,8 +357,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Measures, prints, writes the JSON if asked, and returns what is in it."""
     options = parse_arguments(argv)
-    if options.output is not None and not options.output.parent.is_dir():
-        raise SystemExit(f"`--output` is {options.output}; there is no folder {options.output.parent}.")
+    check_output(options.output)
     device = torch.device("cuda" if options.model.startswith("wan") and torch.cuda.is_available() else "cpu")
     if options.model == "wan-1.3b" and device.type == "cpu":
         raise SystemExit(
@@ -381,7 +381,8 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     measure = flatness if options.flatness else overhead if options.overhead else chunk_costs
     results |= measure(bench)
     if options.output is not None:
-        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        with new_file(options.output) as file:
+            file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
 
 

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from metering import commit, machine, peak_bytes
+from metering import check_output, commit, machine, peak_bytes
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
@@ -23,6 +23,7 @@ from stream_t1.rewards import HPSv3Reward, Qwen2VLRewardModel, Reward, VideoAlig
 from stream_t1.rewards.chat import CHAT_TOKENS, PLACEHOLDERS, RewardChat
 from stream_t1.rewards.loading import Template
 from stream_t1.rewards.qwen2_vl import head_for
+from stream_t1.search.files import new_file
 
 GIB = 2**30
 NEW_FRAMES = 12  # of a chunk
@@ -150,6 +151,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
     options = parse_arguments(argv)
+    check_output(options.output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.size == "real" and device.type == "cpu":
         raise SystemExit("The real size needs a GPU, by estimate one with 24 GiB; `--size tiny` runs anywhere.")
@@ -174,7 +176,8 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         )
         del reward, clips  # before the next one needs the room
     if options.output is not None:
-        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        with new_file(options.output) as file:
+            file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
 
 

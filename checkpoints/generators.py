@@ -19,7 +19,7 @@ from ..search.policy_config import policy_config
 from .base import PATTERNS, Base, open_base, place_components
 from .cards import Conversion, Origin, generator_card, hub_license
 from .layouts import GENERATORS, WAN_BASE, Generator
-from .lora import Lora, merge_lora, open_lora, write_lora
+from .lora import Lora, open_lora, write_lora
 from .reading import Checkpoint, TensorInfo, check_keys, open_checkpoint, read_json
 from .sources import Source, file_sha256, find_file, find_folder, is_hub_id
 from .wan import WanLayout, choose_wan_layout
@@ -88,9 +88,12 @@ def convert_generator(
         checkpoint: a file, `hub_id:file`, or a diffusers folder or its Hub id. Default: what the authors published.
         base: folder or Hub id of Wan 2.1 text-to-video in diffusers' layout, for text encoder, tokenizer, VAE and the
             transformer's config. Default: `checkpoint` where that is such a folder, else `layouts.WAN_BASE`.
-        lora: a file or `hub_id:file` with a LoRA in PEFT's keys.
-        lora_alpha: of its training, above 0; default: its rank.
-        merge_lora: into the weights, in float32; else it is written beside them, for `load_lora_weights(output)`.
+        lora: a file or `hub_id:file` with a LoRA under the names of PEFT, diffusers, ComfyUI or kohya's trainers, or
+            one that was kept apart here.
+        lora_alpha: of its training, above 0; default: what the file or an `adapter_config.json` beside it says, else
+            its rank.
+        merge_lora: into the weights, in float32; else it is written beside them, for `load_lora_weights(output)`,
+            which must be able to apply it.
         layout: the dict of the file that holds the weights, or "flat". Default: the first that is there of those
             that the authors use.
         dtype: of the written weights, but those that diffusers keeps in float32. Default: as in the checkpoint.
@@ -107,9 +110,10 @@ def convert_generator(
     given = tuple(path for path in (checkpoint, base, lora) if path is not None)
     check_target(output, overwrite=overwrite, inputs=given)  # before anything is downloaded
     plan = _plan(name, checkpoint, base, lora, lora_alpha, layout, dtype)
-    apart = plan.lora if not merge_lora else None
+    apart = None if merge_lora else plan.lora.for_diffusers()
     with new_folder(output, overwrite=overwrite, inputs=plan.inputs) as folder:
-        check_free_space(output, plan.num_bytes + (0 if link else plan.base.num_bytes))
+        num_bytes = plan.num_bytes + sum(tensor.nbytes for tensor in (apart or {}).values())
+        check_free_space(output, num_bytes + (0 if link else plan.base.num_bytes))
         weights = _write_transformer(folder / "transformer", plan, plan.lora if merge_lora else None)
         if apart is not None:
             write_lora(apart, folder)
@@ -156,9 +160,8 @@ class _Plan:
 
     @property
     def num_bytes(self) -> int:
-        """The most that the transformer and its LoRA take on the disk."""
-        lora = 0 if self.lora is None else self.lora.checkpoint.num_bytes
-        return sum(info.num_bytes for info in self.infos.values()) + lora
+        """Bytes of the transformer on the disk."""
+        return sum(info.num_bytes for info in self.infos.values())
 
 
 def _plan(
@@ -190,7 +193,8 @@ def _plan(
     lora_source = None if lora is None else find_file(lora)
     adapter = None
     if lora_source is not None:
-        adapter = open_lora(open_checkpoint(lora_source.path), shapes, alpha=lora_alpha, preferred=LORA_DICT)
+        opened_lora = open_checkpoint(lora_source.path)
+        adapter = open_lora(lora_source, opened_lora, shapes, alpha=lora_alpha, preferred=LORA_DICT)
     return _Plan(generator, source, opened, found, opened_base, model, infos, adapter, lora_source)
 
 
@@ -244,15 +248,10 @@ def _written_tensors(plan: _Plan, keys: list[str], lora: Lora | None) -> dict[st
     All are copies: one tensor that is mapped keeps in memory whatever was read of its file.
     """
     originals = plan.checkpoint.read((plan.layout.keys[key] for key in keys), dict_name=plan.layout.dict_name)
-    matrices = {} if lora is None else lora.matrices(keys)
-    tensors = {}
-    for key in keys:
-        tensor, dtype = originals[plan.layout.keys[key]], plan.infos[key].dtype
-        if key in matrices:
-            tensors[key] = merge_lora(tensor, *matrices[key], lora.scale(key)).to(dtype)
-        else:
-            tensors[key] = tensor.to(dtype, copy=True)
-    return tensors
+    weights = {key: originals[plan.layout.keys[key]] for key in keys}
+    merged = {} if lora is None else lora.merged(weights)
+    weights = weights | merged
+    return {key: weight.to(plan.infos[key].dtype, copy=key not in merged) for key, weight in weights.items()}
 
 
 def _write_pipeline(folder: Path, plan: _Plan) -> None:

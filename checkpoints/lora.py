@@ -1,146 +1,138 @@
-"""LoRA adapters in PEFT's key layout: merged into the weights they belong to, or written for `load_lora_weights`."""
+"""LoRA adapters in their trainers' layouts: merged into the weights they belong to, or written for diffusers."""
 
-import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from .reading import Checkpoint, TensorInfo, listing
-from .wan import convert_wan_transformer
+from ..loaders.adapters import CONFIG_NAME, Adapter, file_config, for_diffusers, is_adapter, open_adapter, split_key
+from .reading import Checkpoint, TensorInfo, listing, read_json
+from .sources import Source, find_beside
 from .writing import WrittenWeights, write_shards
 
 LORA_STEM = "pytorch_lora_weights"  # of the file that diffusers looks for; always one
-LORA_KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<matrix>[AB])(?:\.\w+)?\.weight")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter of linear layers: `W + (alpha / rank) * B @ A`."""
+    """An adapter of which every key has a parameter to change."""
 
     checkpoint: Checkpoint
     dict_name: str
-    keys: Mapping[str, tuple[str, str]]  # the checkpoint's A and B, by the weight's name in diffusers
-    alpha: float | None  # None: as large as the rank
+    adapter: Adapter
+    shapes: Mapping[str, tuple[int, ...]]  # of the model's parameters, diffusers' names
 
-    def rank(self, weight: str) -> int:
-        return self.checkpoint.dicts[self.dict_name][self.keys[weight][0]].shape[0]
+    def merged(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Those of some weights that the adapter changes, with all of its changes, in float32."""
+        changed = [name for name in weights if self.adapter.keys(name)]
+        tensors = self.read(changed)
+        merged = {}
+        for name in changed:
+            merged[name] = weights[name].float()
+            if pair := self.adapter.pairs.get(name):
+                merged[name] = merge_lora(merged[name], tensors[pair.down], tensors[pair.up], pair.scale)
+            for key, scale in self.adapter.differences.get(name, ()):
+                merged[name] = merged[name] + scale * tensors[key].float()
+        return merged
 
-    def scale(self, weight: str) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank(weight)
+    def read(self, parameters: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The file's tensors that change some parameters, mapped."""
+        keys = [key for parameter in parameters for key in self.adapter.keys(parameter)]
+        return self.checkpoint.read(keys, dict_name=self.dict_name)
 
-    def matrices(self, weights: Iterable[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """A (rank, in) and B (out, rank) of those weights that the adapter changes, mapped from its file."""
-        keys = {weight: self.keys[weight] for weight in weights if weight in self.keys}
-        read = self.checkpoint.read((key for pair in keys.values() for key in pair), dict_name=self.dict_name)
-        return {weight: (read[down], read[up]) for weight, (down, up) in keys.items()}
+    def for_diffusers(self) -> dict[str, torch.Tensor]:
+        """As diffusers' `load_lora_weights` applies it in full.
+
+        Raises:
+            ValueError: it changes more than linear layers; such a LoRA can only be merged.
+        """
+        tensors = self.read(self.adapter.parameters)
+        return for_diffusers(self.adapter, tensors, self.shapes, name=str(self.checkpoint.path))
 
     def __str__(self) -> str:
-        ranks = sorted({self.rank(weight) for weight in self.keys})
-        alpha = "alpha as large as the rank" if self.alpha is None else f"alpha {self.alpha:g}"
-        return f"rank {listing(map(str, ranks))}, {alpha}, {len(self.keys)} linear layers"
+        pairs, num_differences = self.adapter.pairs.values(), len(self.adapter.differences)
+        parts = []
+        if pairs:
+            alphas = sorted({round(pair.scale * pair.rank, 6) for pair in pairs})
+            is_rank = all(pair.scale == 1.0 for pair in pairs)
+            parts.append(f"rank {listing(str(rank) for rank in sorted({pair.rank for pair in pairs}))}")
+            parts.append("alpha as large as the rank" if is_rank else f"alpha {listing(f'{a:g}' for a in alphas)}")
+            parts.append(f"{len(pairs)} linear layers")
+        if num_differences:
+            parts.append(f"{num_differences} whole differences")
+        return ", ".join(parts)
 
 
 def find_loras(checkpoint: Checkpoint) -> dict[str, dict[str, dict[str, str]]]:
-    """By the dicts that hold LoRA matrices: for each module of the adapted model, its keys "A" and "B"."""
+    """By the dicts that hold an adapter: for each module, as the file names it, its keys by their kind."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     for dict_name, infos in checkpoint.dicts.items():
-        for key in infos:
-            if match := LORA_KEY.fullmatch(key):
-                modules = found.setdefault(dict_name, {})
-                modules.setdefault(match["module"], {})[match["matrix"]] = key
+        if is_adapter(infos):
+            modules = found.setdefault(dict_name, {})
+            for key in infos:
+                if parts := split_key(key):
+                    modules.setdefault(parts[0], {})[parts[1]] = key
     return found
 
 
 def open_lora(
-    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], *, alpha: float | None, preferred: str
+    source: Source,
+    checkpoint: Checkpoint,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    alpha: float | None,
+    preferred: str,
 ) -> Lora:
     """A LoRA of which every key is accounted for.
 
     Args:
+        source: where it comes from; PEFT's `adapter_config.json` may be there too, with the alpha.
+        checkpoint: the file, opened.
         shapes: of the model's state dict, diffusers' names.
-        alpha: of the training, above 0, which such files do not say; None takes the rank.
+        alpha: of the training, above 0; None takes what the file or its config says, else the rank.
         preferred: the dict to take where several hold a LoRA.
 
     Raises:
-        ValueError: the file holds no LoRA, several in one dict, or not one of this model; or `alpha` is none.
+        ValueError: the file holds no LoRA, several, or not one of this model; or `alpha` is none.
     """
-    if alpha is not None and not 0 < alpha < math.inf:
-        raise ValueError(f"The LoRA's alpha is {alpha}; it must be a number above 0, or left out, for its rank.")
     found = find_loras(checkpoint)
-    if not found:
+    if len(found) > 1 and preferred not in found:
         raise ValueError(
-            f"{checkpoint.path} holds no LoRA: none of its keys ends in `lora_A.weight` or `lora_B.weight`."
+            f"{checkpoint.path} holds {len(found)} LoRAs, in the dicts {', '.join(found)}, none of which is called "
+            f"{preferred}. Save the wanted one in a file of its own."
         )
-    dict_name = preferred if preferred in found else next(iter(found))
-    modules, infos = found[dict_name], checkpoint.dicts[dict_name]
-    unknown = [key for key in infos if not LORA_KEY.fullmatch(key)]
-    if unknown:
-        raise ValueError(f"{checkpoint.path} has {len(unknown)} keys that are none of a LoRA's: {listing(unknown)}.")
-    taken = {key for keys in modules.values() for key in keys.values()}
-    others = [key for key in infos if key not in taken]
-    if others:
-        raise ValueError(
-            f"{checkpoint.path} has several adapters for one module: {listing(others)} and others. Save the wanted "
-            "one in a file of its own."
-        )
-    converted = convert_wan_transformer({f"{module}.weight": keys for module, keys in modules.items()})
-    faults = [fault for weight, keys in converted.items() if (fault := _misfit(weight, keys, infos, shapes))]
-    if faults:
-        raise ValueError(
-            f"{checkpoint.path} is no LoRA of this model: {len(faults)} of its {len(converted)} modules do not fit "
-            f"({listing(faults)})."
-        )
-    return Lora(checkpoint, dict_name, {weight: (keys["A"], keys["B"]) for weight, keys in converted.items()}, alpha)
+    dict_name = preferred if preferred in found else next(iter(found), next(iter(checkpoint.dicts)))
+    beside = find_beside(source, CONFIG_NAME)
+    config = file_config(checkpoint.metadata, None if beside is None else read_json(beside), name=str(checkpoint.path))
+    adapter = open_adapter(
+        checkpoint.dicts[dict_name],
+        lambda keys: checkpoint.read(keys, dict_name=dict_name),
+        shapes,
+        name=str(checkpoint.path),
+        config=config,
+        alpha=alpha,
+    )
+    return Lora(checkpoint, dict_name, adapter, shapes)
 
 
 def merge_lora(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
     """`weight + scale * up @ down`, in float32.
 
-    weight: (out, in)
-    down, up: (rank, in) and (out, rank), A and B of Hu et al. 2021
+    weight: (out, in, ...), the further axes those of a convolution's kernel
+    down, up: (rank, in, ...) and (out, rank, ...), A and B of Hu et al. 2021; the further axes of `up` have length 1
     """
-    return torch.addmm(weight.float(), up.float(), down.float(), alpha=scale)
+    flat = torch.addmm(weight.float().flatten(1), up.float().flatten(1), down.float().flatten(1), alpha=scale)
+    return flat.view(weight.shape)
 
 
-def write_lora(lora: Lora, folder: Path) -> WrittenWeights:
-    """Writes the adapter so that diffusers' `load_lora_weights(folder)` finds it.
-
-    Diffusers takes alpha to be the rank where nothing says otherwise; the scale is multiplied into B.
-    """
-    held = lora.checkpoint.dicts[lora.dict_name]
-    matrices, infos = {}, {}
-    for weight, (down, up) in lora.keys.items():
-        for matrix, original, factor in (("A", down, 1.0), ("B", up, lora.scale(weight))):
-            key = f"transformer.{weight.removesuffix('.weight')}.lora_{matrix}.weight"
-            matrices[key] = (original, factor)
-            infos[key] = held[original] if factor == 1.0 else TensorInfo(held[original].shape, torch.float32)
-
-    def read(keys: list[str]) -> dict[str, torch.Tensor]:
-        tensors = lora.checkpoint.read((matrices[key][0] for key in keys), dict_name=lora.dict_name)
-        scaled = {}
-        for key in keys:
-            original, factor = matrices[key]
-            scaled[key] = tensors[original] if factor == 1.0 else tensors[original].float() * factor
-        return scaled
-
-    return write_shards(folder, infos, read, stem=LORA_STEM, shard_bytes=2 * lora.checkpoint.num_bytes)
-
-
-def _misfit(
-    weight: str, keys: Mapping[str, str], infos: Mapping[str, TensorInfo], shapes: Mapping[str, tuple[int, ...]]
-) -> str | None:
-    """What is wrong with the LoRA of one module, or None."""
-    if len(keys) < 2:
-        return f"{weight} has no lora_{'B' if 'A' in keys else 'A'}"
-    if len(shapes.get(weight, ())) != 2:
-        return f"{weight} is no linear layer of the model"
-    (out_features, in_features), down, up = shapes[weight], infos[keys["A"]].shape, infos[keys["B"]].shape
-    if len(down) != 2 or down[1] != in_features or up != (out_features, down[0]):
-        return f"{weight} is {shapes[weight]}, its A and B are {down} and {up}"
-    dtypes = [infos[key].dtype for key in keys.values()]
-    if not all(dtype.is_floating_point for dtype in dtypes):
-        return f"{weight} has A and B of {' and '.join(map(str, dtypes))}, no floats"
-    return None
+def write_lora(state_dict: Mapping[str, torch.Tensor], folder: Path) -> WrittenWeights:
+    """Writes what `Lora.for_diffusers` gives so that diffusers' `load_lora_weights(folder)` finds it, in one file."""
+    infos = {key: TensorInfo.of(tensor) for key, tensor in state_dict.items()}
+    return write_shards(
+        folder,
+        infos,
+        lambda keys: {key: state_dict[key] for key in keys},
+        stem=LORA_STEM,
+        shard_bytes=1 + sum(info.num_bytes for info in infos.values()),
+    )

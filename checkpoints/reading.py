@@ -1,20 +1,20 @@
 """Checkpoint files of others, which nobody has to trust, opened without reading their tensors.
 
-A file is safetensors, or what `torch.save` writes; the latter is unpickled with `weights_only=True`, so that no code
-in it runs, and mapped, so that a tensor takes memory only while somebody holds it. Every call of `Checkpoint.read`
-opens the file anew: when the tensors that it gave are gone, so are the pages of the file.
+A file is safetensors, or what `torch.save` writes, of which nothing runs and no more is read than its size. Both are
+mapped, so that a tensor takes memory only while somebody holds it. Every call of `Checkpoint.read` opens the file
+anew: when the tensors that it gave are gone, so are the pages of the file.
 """
 
 import json
-import pickle
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from ..rewards.torch_files import StoredTensor, open_torch_file, read_tensors
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -30,6 +30,7 @@ SAFETENSORS_DTYPES = {
 }
 NUM_LISTED = 3  # keys of each kind that a message names
 MAX_DEPTH = 3  # of dicts in dicts; a pickle may hold one that holds itself
+MAX_DICTS = 100_000  # of a file, each as often as it is named; the states of an optimizer are some thousand
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TensorInfo:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> "TensorInfo":
+    def of(cls, tensor: torch.Tensor | StoredTensor) -> "TensorInfo":
         return cls(tuple(tensor.shape), tensor.dtype)
 
     @property
@@ -60,17 +61,22 @@ class Checkpoint:
     files: tuple[Path, ...]  # what the tensors are read from
     dicts: Mapping[str, Mapping[str, TensorInfo]]  # "" is the top level; a dict in a dict is "outer.inner"
     _file_of: Mapping[str, Path] = field(repr=False)  # by key, where there are several files
+    _stored: Mapping[str, Mapping[str, StoredTensor]] = field(repr=False, default_factory=dict)  # in a torch file
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of the header, where it is one safetensors file
 
     @property
     def num_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
 
     def read(self, keys: Iterable[str], *, dict_name: str = "") -> dict[str, torch.Tensor]:
-        """Some tensors of one dict, on the CPU, mapped from the file: not to be written to."""
+        """Some tensors of one dict, on the CPU, mapped from the file: not to be written to.
+
+        Raises:
+            ValueError: the bytes of one are not those that were written.
+        """
         keys = list(keys)
-        if _is_pickle(self.files[0]):
-            held = dict(_walk(_unpickle(self.path)))[dict_name]
-            return {key: held[key].detach() for key in keys}
+        if self._stored:
+            return read_tensors(self.path, {key: self._stored[dict_name][key] for key in keys})
         tensors = {}
         for file in {self._file_of[key] for key in keys}:
             with safe_open(file, "pt") as opened:
@@ -95,10 +101,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_dir():
         return _open_safetensors(path, _files_of_folder(path))
     if _is_pickle(path):
-        dicts = {name: {k: TensorInfo.of(t) for k, t in held.items()} for name, held in _walk(_unpickle(path))}
-        if not dicts:
-            raise ValueError(f"{path} holds no dict of tensors; a checkpoint is a state dict, or a dict of some.")
-        return Checkpoint(path, (path,), dicts, {})
+        stored = _dicts(open_torch_file(path), path)
+        dicts = {name: {key: TensorInfo.of(tensor) for key, tensor in held.items()} for name, held in stored.items()}
+        return Checkpoint(path, (path,), dicts, {}, stored)
     return _open_safetensors(path, (path,))
 
 
@@ -111,7 +116,7 @@ def read_json(path: Path) -> dict[str, object]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is no JSON ({error}).") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds {type(content).__name__}, and must hold an object, {{...}}.")
@@ -185,34 +190,34 @@ def _is_pickle(path: Path) -> bool:
     raise ValueError(f"{path} can't be read as a checkpoint: {reason}.")
 
 
-def _unpickle(path: Path) -> object:
-    """The objects of a file of `torch.save`, their tensors mapped."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        named = f" (`{name.group(1)}`)" if name else ""
-        raise ValueError(
-            f"{path} holds more than tensors{named}: loading it could run code, so it was not loaded. Ask its authors "
-            "for safetensors."
-        ) from error
-    except Exception as error:  # a damaged file may raise anything in the unpickler
-        raise ValueError(
-            f"{path} can't be read as a checkpoint: it is truncated, damaged, or another kind of zip file."
-        ) from error
+def _dicts(content: object, path: Path) -> dict[str, dict[str, StoredTensor]]:
+    """Every dict with tensors among the dicts of dicts of a file, by its name."""
+    dicts = {}
+    for count, (name, tensors) in enumerate(_walk(content)):
+        if count >= MAX_DICTS:
+            raise ValueError(f"{path} holds more than {MAX_DICTS} dicts in dicts; a checkpoint has a few.")
+        if tensors:
+            dicts[name] = tensors
+    if not dicts:
+        raise ValueError(f"{path} holds no dict of tensors; a checkpoint is a state dict, or a dict of some.")
+    return dicts
 
 
-def _walk(held: object, name: str = "", depth: int = 0) -> Iterable[tuple[str, dict[str, torch.Tensor]]]:
-    """Every dict with tensors among dicts of dicts, and its name.
+def _walk(held: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, StoredTensor]]]:
+    """Tensors of every dict among dicts of dicts, and its name.
 
     What has no name, like an optimizer's state of a parameter, is none of a model's tensors.
+
+    Raises:
+        ValueError: an adapter's alpha is no tensor.
     """
     if not isinstance(held, Mapping) or depth > MAX_DEPTH:
         return
     named = {key: value for key, value in held.items() if isinstance(key, str)}
-    tensors = {key: value for key, value in named.items() if isinstance(value, torch.Tensor)}
-    if tensors:
-        yield name, tensors
+    loose = [key for key, value in named.items() if key.endswith(".alpha") and isinstance(value, int | float)]
+    if loose:  # of an adapter; leaving them out would change what it does
+        raise ValueError(f"{len(loose)} alphas are numbers and no tensors, such as {loose[0]}; save them as tensors.")
+    yield name, {key: value for key, value in named.items() if isinstance(value, StoredTensor)}
     for key, value in named.items():
         yield from _walk(value, f"{name}.{key}" if name else key, depth + 1)
 
@@ -224,12 +229,17 @@ def _files_of_folder(folder: Path) -> tuple[Path, ...]:
     if len(indices) == 1:
         try:
             names = sorted(set(read_json(indices[0])["weight_map"].values()))
-            files = [folder / Path(name).name for name in names]  # never a path out of the folder
+            files = [folder / name for name in names]
+            outside = [name for name in names if Path(name).name != name]
         except (KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{indices[0]} is no index of shards: {error}.") from error
+        if outside:
+            raise ValueError(f"{indices[0]} names {len(outside)} files outside its folder: {listing(outside)}.")
         absent = [file.name for file in files if not file.is_file()]
-        if absent:
-            raise FileNotFoundError(f"{folder} lacks shards that its index names: {listing(absent)}.")
+        if absent or not files:
+            raise FileNotFoundError(
+                f"{folder} lacks shards that its index names: {listing(absent) or 'it names none'}."
+            )
     elif len(indices) > 1 or len(files) != 1:
         names = listing([file.name for file in (*indices, *files)]) or "none"
         raise ValueError(f"{folder} must hold one safetensors file or one index of shards; it holds: {names}.")
@@ -239,11 +249,13 @@ def _files_of_folder(folder: Path) -> tuple[Path, ...]:
 def _open_safetensors(path: Path, files: tuple[Path, ...]) -> Checkpoint:
     infos: dict[str, TensorInfo] = {}
     file_of: dict[str, Path] = {}
+    metadata: dict[str, str] = {}
     for file in files:
         if _is_pickle(file):
             raise ValueError(f"{file} is called safetensors and is a pickle; call it by another name.")
         try:
             with safe_open(file, "pt") as opened:
+                metadata = opened.metadata() or {}
                 for key in opened.keys():  # noqa: SIM118 - it is no mapping
                     if key in infos:
                         raise ValueError(f"{path} has {key!r} in two shards, {file_of[key].name} and {file.name}.")
@@ -254,7 +266,7 @@ def _open_safetensors(path: Path, files: tuple[Path, ...]) -> Checkpoint:
             raise ValueError(f"{file} can't be read as safetensors: it is truncated or damaged ({error}).") from error
     if not infos:
         raise ValueError(f"{path} holds no tensors.")
-    return Checkpoint(path, files, {"": infos}, file_of)
+    return Checkpoint(path, files, {"": infos}, file_of, metadata=metadata if len(files) == 1 else {})
 
 
 def _dtype(name: str, file: Path) -> torch.dtype:

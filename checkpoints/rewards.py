@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig
+from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2VLConfig
 
 from ..rewards.chat import RewardChat
-from ..rewards.loading import CONFIG_NAME, TEMPLATE_NAME
+from ..rewards.loading import CONFIG_NAME, TEMPLATE_NAME, load_tokenizer
 from ..rewards.qwen2_vl import Qwen2VLRewardModel, head_for, merged_weight, original_names, read_config
 from .cards import Conversion, Origin
 from .reading import Checkpoint, TensorInfo, check_keys, read_json
@@ -146,7 +146,7 @@ def reward_tokenizer(base: Source, reward_tokens: tuple[str, ...]) -> PreTrained
         ValueError: the base has none, or a damaged one.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path)
+        tokenizer = load_tokenizer(base.path)
     except Exception as error:  # a damaged file may raise anything in tokenizers
         raise ValueError(f"{base.name} has no tokenizer that can be read: {error}") from error
     tokens = [AddedToken(token, special=True, normalized=False) for token in reward_tokens]

@@ -3,9 +3,10 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import tqdm
 
 HUB_ID = r"[\w.-]+/[\w.-]+"
@@ -42,6 +43,24 @@ def find_file(given: str | Path) -> Source:
         return Source(Path(hf_hub_download(hub_id, file)), str(given), hub_id)
     except (OSError, ValueError) as error:
         raise _not_downloaded(given, error) from error
+
+
+def find_beside(source: Source, name: str) -> Path | None:
+    """A file in the folder of a source that `find_file` gave, or None where there is none.
+
+    Raises:
+        OSError: it can't be downloaded.
+    """
+    if source.hub_id is None:
+        path = (source.path if source.path.is_dir() else source.path.parent) / name
+        return path if path.is_file() else None
+    file = str(PurePosixPath(source.name.partition(":")[2]).with_name(name))
+    try:
+        return Path(hf_hub_download(source.hub_id, file))
+    except EntryNotFoundError:  # also where the Hub can't be asked, and the cache knows of none
+        return None
+    except (OSError, ValueError) as error:
+        raise _not_downloaded(f"{source.hub_id}:{file}", error) from error
 
 
 def find_folder(given: str | Path, patterns: list[str]) -> Source:

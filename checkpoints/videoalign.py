@@ -26,6 +26,7 @@ TEMPLATE = TemplateOrigin(
 )
 HEAD = "rm_head.weight"
 WHOLE, ADAPTER, OTHERS = "model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth"
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, beside the weights
 # What the model's own code was trained with, and this reward does; another value means another input.
 EXPECTED = {
     "data_config": {
@@ -72,11 +73,12 @@ def convert_videoalign(
     )  # before anything is downloaded
     template = read_template(template_source, TEMPLATE, accept_changed=accept_changed_template)
     source = find_folder(
-        checkpoint, ["model_config.json", *(f"checkpoint-*/{file}" for file in (WHOLE, ADAPTER, OTHERS))]
+        checkpoint,
+        ["model_config.json", *(f"checkpoint-*/{file}" for file in (WHOLE, ADAPTER, OTHERS, ADAPTER_CONFIG))],
     )
     config = read_model_config(source)
     step = last_step(source)
-    alpha = config["peft_lora_config"].get("lora_alpha")
+    alpha = lora_alpha(step, config["peft_lora_config"].get("lora_alpha"), f"{source.name}/{step.name}")
     if (step / WHOLE).is_file():
         base_source = find_base(base)
         weights = OriginalWeights.of_file(open_checkpoint(step / WHOLE), f"{source.name}/{step.name}/{WHOLE}", alpha)
@@ -152,6 +154,26 @@ def last_step(source: Source) -> Path:
     return steps[max(steps)]
 
 
+def lora_alpha(step: Path, alpha: float | None, name: str) -> float | None:
+    """Alpha of the adapter in a folder, by `model_config.json` or by PEFT's config beside the weights.
+
+    Raises:
+        ValueError: the two differ, or PEFT's says that the adapter means something else.
+    """
+    path = step / ADAPTER_CONFIG
+    if not path.is_file():
+        return alpha
+    config = read_json(path)
+    unknown = [setting for setting in ("use_rslora", "use_dora", "alpha_pattern") if config.get(setting)]
+    said = config.get("lora_alpha", alpha)
+    if unknown or said != (said if alpha is None else alpha):
+        what = f"sets {', '.join(unknown)}" if unknown else f"has alpha {said}, and model_config.json {alpha}"
+        raise ValueError(f"{name}/{ADAPTER_CONFIG} {what}; that is not known here.")
+    if said is not None and not (_is_number(said) and said > 0):
+        raise ValueError(f"{name}/{ADAPTER_CONFIG} has lora_alpha = {said!r}; it must be a number above 0.")
+    return said
+
+
 def adapter_weights(step: Path, base: Source, name: str, lora_alpha: float | None) -> OriginalWeights:
     """Base, what was tuned whole over it, and the LoRA, under the keys that a whole model has.
 
@@ -200,7 +222,10 @@ def _check_numbers(config: Mapping[str, Mapping | None], path: str) -> None:
         if name not in config[section]:
             raise ValueError(f"{path} says no {name} in {section}.")
         value = config[section][name]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or (value <= 0 and not name.endswith("_mean")):
+        if not _is_number(value) or (value <= 0 and not name.endswith("_mean")):
             wish = "a number" if name.endswith("_mean") else "a number above 0"
             raise ValueError(f"{path} has {name} = {value!r} in {section}; it must be {wish}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -37,7 +37,9 @@ def add_generator(parser: argparse.ArgumentParser, name: str, generator: Generat
         + ("the checkpoint's own" if is_folder else WAN_BASE),
     )
     parser.add_argument("--lora", default=generator.lora or "none", help="a file or hub_id:file; default: %(default)s")
-    parser.add_argument("--lora-alpha", type=float, help="of the LoRA's training; default: its rank")
+    parser.add_argument(
+        "--lora-alpha", type=float, help="of the LoRA's training; default: what its file says, else its rank"
+    )
     parser.add_argument("--keep-lora-apart", action="store_true", help="for `load_lora_weights`, instead of merging")
     parser.add_argument("--layout", help="the dict of the file that holds the weights, or flat; default: recognised")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights; default: as in the checkpoint")

@@ -5,13 +5,16 @@ in the card.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoints.cards import pipeline_card
 from ..evaluation.pictures import load_pyplot
+from ..search.files import new_file
 from .clips import BACKGROUNDS, COLORS, MOTIONS, NUM_HELD_OUT, SHAPES, Caption, train_captions
 
+PICTURES = ("contact_sheet.png", "loss_curves.png")
 SCORE_TITLES = {
     "held_out": "81 frames",
     "long_start": "20 chunks, first 45 frames",
@@ -20,12 +23,38 @@ SCORE_TITLES = {
 
 
 def add_measurements(folder: Path, measurements: dict) -> None:
-    """Merge into the folder's `measurements.json`, then write its card anew."""
+    """Merges into the folder's `measurements.json`, then writes its card anew.
+
+    Raises:
+        FileExistsError: as `check_folder`.
+    """
+    check_folder(folder)
+    known = {**_known_measurements(folder), **measurements}
+    texts = {"measurements.json": json.dumps(known, indent=2) + "\n", "README.md": model_card(known)}
+    for name, text in texts.items():
+        with new_file(folder / name, replace=True) as file:
+            file.write_text(text)
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that a checkpoint's card and pictures may be written into a folder.
+
+    Raises:
+        FileExistsError: a card or picture in the folder is not that of its measurements.
+    """
+    card, known = folder / "README.md", _known_measurements(folder)
+    there = [name for name in (card.name, "measurements.json", *PICTURES) if os.path.lexists(folder / name)]
+    is_ours = known and card.is_file() and card.read_text() == model_card(known)
+    if there and not is_ours:
+        raise FileExistsError(
+            f"{folder} has {', '.join(there)}, which are not of a training, or were changed. Name another folder, or "
+            "move them."
+        )
+
+
+def _known_measurements(folder: Path) -> dict:
     path = folder / "measurements.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known.update(measurements)
-    path.write_text(json.dumps(known, indent=2) + "\n")
-    (folder / "README.md").write_text(model_card(known))
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def model_card(measurements: dict) -> str:

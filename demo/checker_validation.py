@@ -21,6 +21,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch.nn import functional
 
+from ..search.files import check_place, new_file
 from . import CHECKPOINT
 from .checker import check
 from .clips import SHAPES, VALUES, Caption, Sight, draw_clips, held_out_captions
@@ -141,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-clips", type=int, default=144, help="per set")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    check_place(options.output, replace=options.output == RESULTS)
     vae = AutoencoderKLWan.from_pretrained(options.folder / "vae")
     captions = repeat_captions(held_out_captions(), options.num_clips, options.seed)
     results = validate(vae, captions, options.seed, check)
@@ -148,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         matrix = generated_confusion(options.folder, json.loads(LABELS.read_text()), check)
         results["generated"] = measures({"shape": matrix})
     settings = {"num_clips": options.num_clips, "num_frames": NUM_FRAMES, "seed": options.seed}
-    options.output.write_text(json.dumps({"settings": settings, "sets": results}, indent=1) + "\n")
+    with new_file(options.output, replace=options.output == RESULTS) as file:
+        file.write_text(json.dumps({"settings": settings, "sets": results}, indent=1) + "\n")
     for name, values in results.items():
         print(name, {attribute: round(share, 3) for attribute, share in values["balanced_accuracy"].items()})
 

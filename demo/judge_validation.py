@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
+from ..search.files import new_file
 from . import CHECKPOINT
 from .checker_validation import LABELS, NUM_FRAMES, count_sights, generated_confusion, measures, validate
 from .clips import VALUES, Caption, held_out_captions, train_captions
@@ -105,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         matrix = generated_confusion(options.folder, json.loads(LABELS.read_text()), judge.read)
         measured["sets"]["generated"] = measures({"shape": matrix})
     path = options.judge / "judge.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | measured, indent=1) + "\n")
+    with new_file(path, replace=True) as file:
+        file.write_text(json.dumps(json.loads(path.read_text()) | measured, indent=1) + "\n")
     for name, values in measured["sets"].items():
         print(name, {attribute: round(share, 3) for attribute, share in values["balanced_accuracy"].items()})
 

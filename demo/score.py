@@ -111,8 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     from ..pipeline_stream_t1 import StreamT1Pipeline
-    from .card import add_measurements
+    from .card import add_measurements, check_folder
 
+    check_folder(options.folder)
     pipeline = StreamT1Pipeline.from_pretrained(options.folder).to(options.device)
     pipeline.set_progress_bar_config(disable=True)
     settings = ScoreSettings(

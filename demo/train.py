@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from ..evaluation.pictures import draw_contact_sheet
-from .card import add_measurements, draw_loss_curves
+from .card import add_measurements, check_folder, draw_loss_curves
 from .clips import held_out_captions, train_captions
 from .export import export_folder, folder_megabytes
 from .latents import decode_latents, encode_captions, measure_latents, repeat_captions
@@ -100,6 +100,7 @@ def read_log(path: Path) -> list[dict]:
 
 def train(output: Path, state: Path, settings: TrainSettings, *, device: torch.device, seed: int) -> None:
     """All stages; `state` keeps what is needed to go on after a kill, `output` gets the checkpoint."""
+    check_folder(output)
     state.mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     log_path = state / "log.jsonl"
@@ -142,13 +143,11 @@ def record(
     from ..pipeline_stream_t1 import StreamT1Pipeline
 
     lines = read_log(log_path)
-    draw_loss_curves(lines, output / "loss_curves.png")
     pipeline = StreamT1Pipeline.from_pretrained(output).to(device)
     pipeline.set_progress_bar_config(disable=True)
     scores = score_pipeline(pipeline, settings.score)
     captions = held_out_captions(min(12, settings.score.num_videos))
     videos = sample_videos(pipeline, captions, num_frames=81, seed=0)
-    draw_contact_sheet(videos, [caption.text for caption in captions], output / "contact_sheet.png")
     seconds = {
         stage: sum(line["seconds"] for line in lines if line["stage"] == stage) for stage in ("vae", "transformer")
     }
@@ -163,7 +162,9 @@ def record(
         "vae": vae_scores,
         "scores": scores,
     }
-    add_measurements(output, measurements)
+    add_measurements(output, measurements)  # first: a folder with this card may be written to again
+    draw_loss_curves(lines, output / "loss_curves.png")
+    draw_contact_sheet(videos, [caption.text for caption in captions], output / "contact_sheet.png")
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from ..search.files import check_place
 from . import CHECKPOINT
 from .clips import FRAME_PIXELS, VALUES, all_captions
 from .judge import FRAME_STEP, WEIGHTS, WINDOW_FRAMES, WINDOW_STRIDE, Judge, targets_of
@@ -143,6 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     settings = JudgeSettings(num_clips=2, num_steps=2, batch_windows=4) if options.smoke else JudgeSettings()
     validation = JudgeValidation(num_clips=2, num_odd_clips=0) if options.smoke else JudgeValidation()
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, "judge.json"):
+        check_place(options.output / name)
     state = options.state or options.output.with_name(options.output.name + "-state")
     vae = AutoencoderKLWan.from_pretrained(options.vae)
     vae_sha256 = hashlib.sha256((options.vae / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
@@ -151,7 +155,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not cache.exists():
         save_state(asdict(decoded_windows(vae, settings.num_clips, options.seed)), cache)
     judge = train_judge(Windows(**torch.load(cache, weights_only=True)), settings, options.seed)
-    options.output.mkdir(parents=True, exist_ok=True)
     save_file(judge.state_dict(), options.output / WEIGHTS)
     trained = {"settings": asdict(settings), "seed": options.seed, "vae_sha256": vae_sha256}
     measured = validate_judge(judge, vae, validation)

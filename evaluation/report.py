@@ -104,7 +104,7 @@ def write_report(suite: Suite, rows: Sequence[Row], verdicts: Sequence[str], fol
 
 
 def check_reports(suites: Sequence[Suite], folder: Path) -> None:
-    """Tries whether the files of the reports, sheets included, may be written into a folder.
+    """Checks that the files of the reports, sheets included, may be written into a folder.
 
     Raises:
         FileExistsError: one would replace a file that is not of an earlier report, or that was changed.

@@ -75,7 +75,7 @@ def keep_configuration(folder: Path, configuration: dict) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Tries whether files can be written into a folder, or whether it can be made.
+    """Tries that files can be written into a folder, or that it can be made.
 
     Raises:
         OSError: they can't, or it can't.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusers.utils import logging
 
-from .methods import find_method, num_candidates
+from .methods import candidates_per_chunk, find_method
 from .results import Job
 
 logger = logging.get_logger(__name__)
@@ -45,7 +45,7 @@ class Suite:
             ValueError: a method is not known or can't spend its budget.
         """
         for name, budget in self.entries:
-            num_candidates(find_method(name), budget, num_steps)
+            candidates_per_chunk(find_method(name), budget, num_steps)
 
 
 def read_prompts(path: Path) -> list[str]:

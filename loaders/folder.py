@@ -162,7 +162,8 @@ class FolderMixin:
         return super()._upload_folder(working_dir, *arguments, **options)
 
     def _refuse_adapters(self) -> None:
-        for name, component in self.components.items():
+        saved = {name: part for name, part in self.components.items() if _is_component(self.config.get(name))}
+        for name, component in saved.items():
             if any(hasattr(module, "base_layer") for module in getattr(component, "modules", list)()):
                 raise ValueError(
                     f"`{name}` carries a LoRA, and a folder that is saved with it does not load. To save its effect, "

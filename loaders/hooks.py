@@ -8,6 +8,8 @@ from os import PathLike
 
 import torch
 
+from . import adapters, lora_files
+
 
 class HooksMixin:
     """For a `DiffusionPipeline` with a `transformer`, rewards, and diffusers' LoRA loading."""
@@ -67,16 +69,38 @@ class HooksMixin:
         adapter_name: str | None = None,
         **kwargs: object,
     ) -> None:
-        """A LoRA for the transformer, in any layout that diffusers reads for Wan.
+        """A LoRA for the transformer, under the names of diffusers, PEFT, ComfyUI or kohya's trainers.
+
+        All that the file holds is applied. Alphas are those of its keys, of its header, or of an `adapter_config.json`
+        beside it; without any the scale is 1.
+
+        Args:
+            kwargs: diffusers' own, such as `weight_name`, `subfolder`, `hotswap`.
 
         Raises:
-            ValueError: it is for modules that this transformer does not have, or has in other shapes. Nothing of it
-                is loaded then.
+            ValueError: keys are of an unknown kind, for modules that this transformer does not have, half of a pair,
+                of other shapes, or changes that only a merge can apply. Nothing of it is loaded then.
         """
         source = pretrained_model_name_or_path_or_dict
-        converted = self.lora_state_dict(source.copy() if isinstance(source, dict) else source, **kwargs)
-        _check_lora(converted, self.transformer)
-        super().load_lora_weights(source, adapter_name=adapter_name, **kwargs)
+        if self.transformer is None:
+            raise ValueError("`load_lora_weights` needs a transformer; this pipeline has none.")
+        file = lora_files.fetch(source, **kwargs)
+        if file.tensors and all("." not in key for key in file.tensors):  # names no module: diffusers warns or raises
+            return super().load_lora_weights(source, adapter_name=adapter_name, **kwargs)
+        shapes = _parameter_shapes(self.transformer)
+        adapter = adapters.open_adapter(
+            file.tensors,
+            lambda keys: {key: file.tensors[key] for key in keys},
+            shapes,
+            name=file.name,
+            config=file.config,
+        )
+        converted = adapters.for_diffusers(adapter, file.tensors, shapes, name=file.name)
+        if not converted:
+            return
+        # The config in a file of diffusers' own layout, with its alphas, is kept by diffusers itself.
+        is_own = file.is_config_in_file and converted.keys() == file.tensors.keys()
+        super().load_lora_weights(source if is_own else converted, adapter_name=adapter_name, **kwargs)
 
 
 def _check_accelerator(method: str, device: torch.device | str | None) -> None:
@@ -91,25 +115,11 @@ def _check_accelerator(method: str, device: torch.device | str | None) -> None:
         )
 
 
-def _check_lora(state_dict: dict[str, torch.Tensor], transformer: torch.nn.Module) -> None:
+def _parameter_shapes(transformer: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes by parameter, as in a transformer that is neither compiled, quantised nor adapted."""
     transformer = getattr(transformer, "_orig_mod", transformer)  # what `torch.compile(model)` wraps
-    modules = {f"transformer.{name}": module for name, module in transformer.named_modules()}
-    unknown, misshapen = [], []
-    for key, weight in state_dict.items():
-        name, is_lora, kind = key.partition(".lora_")
-        if not is_lora:
-            continue  # diffusers says what it makes of these
-        if name not in modules:
-            unknown.append(name)
-        elif kind.startswith(("A.", "B.")) and kind.endswith("weight"):
-            side, axis = ("in_features", 1) if kind[0] == "A" else ("out_features", 0)
-            wanted = getattr(modules[name], side, None)
-            if wanted is not None and weight.ndim == 2 and weight.shape[axis] != wanted:
-                misshapen.append(f"{name} has {wanted} {side}, the LoRA {weight.shape[axis]}")
-    for problem, which in (("has no module for", unknown), ("has other shapes than", misshapen)):
-        if which:
-            first = "; ".join(sorted(set(which))[:3])
-            raise ValueError(
-                f"The transformer {problem} {len(set(which))} of this LoRA's modules: {first}. It is for another "
-                "model, or in a layout that diffusers does not know."
-            )
+    named = [(name, tuple(tensor.shape)) for name, tensor in transformer.named_parameters()]
+    for name, module in transformer.named_modules():  # a quantised weight may have another shape
+        if hasattr(module, "in_features") and hasattr(module, "out_features"):
+            named.append((f"{name}.weight", (module.out_features, module.in_features)))
+    return {name.replace(".base_layer.", "."): shape for name, shape in named if ".lora_" not in name}

@@ -47,7 +47,7 @@ def filled_folder(target: str | PathLike, write_guarded: Callable[[Path], object
     target = Path(target).absolute()
     _check_is_folder(target)
     with finally_on_signals():
-        made = not target.exists()
+        made = [folder for folder in (target, *target.parents) if not folder.exists()]
         target.mkdir(parents=True, exist_ok=True)
         partial = target / f".stream-t1-{secrets.token_hex(6)}.partial"
         new, old = partial / "new", partial / "old"
@@ -65,9 +65,9 @@ def filled_folder(target: str | PathLike, write_guarded: Callable[[Path], object
                 shutil.rmtree(partial, ignore_errors=True)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)  # a signal may have stopped the first
-            if made:
-                with contextlib.suppress(OSError):  # it has files now
-                    target.rmdir()
+            with contextlib.suppress(OSError):  # the first has files now
+                for folder in made:
+                    folder.rmdir()
 
 
 def file_names(folder: Path) -> list[str]:
@@ -109,7 +109,8 @@ def foreign_files(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def check_replaceable(target: Path, names: Iterable[str], new: Path | None = None) -> None:
-    """
+    """Checks that no file of these names in `target` is another's.
+
     Args:
         new: a folder with the files that would replace them; one that is the same may be replaced.
 
@@ -149,7 +150,8 @@ def _check_is_folder(target: Path) -> None:
 
 
 def _check_kinds(target: Path, new: Path) -> None:
-    """
+    """Checks that files and folders of `new` do not meet each other in `target`.
+
     Raises:
         FileExistsError: a folder of `new` is a file or a link in `target`, or a file is a folder.
     """
@@ -192,6 +194,8 @@ def _exchange(target: Path, new: Path, old: Path) -> None:
     leaving = [name for name in (INDEX, *names, *_stale_weights(target, new)) if os.path.lexists(target / name)]
     moves = [(target / name, old / name) for name in dict.fromkeys(leaving)]
     moves += [(new / name, target / name) for name in names]
+    if INDEX in leaving and INDEX not in names:
+        moves.append((old / INDEX, target / INDEX))
     done = []
     try:
         for source, place in moves:

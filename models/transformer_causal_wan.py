@@ -81,10 +81,10 @@ class CausalWanAttnProcessor(WanAttnProcessor):
 class CausalWanTransformer3DModel(WanTransformer3DModel):
     """`WanTransformer3DModel` that can attend to a memory of earlier chunks.
 
-    State dict, config and, without `memory`, outputs are those of the stock class.
+    State dict, config and, without `context`, outputs are those of the stock class.
     """
 
-    _skip_keys = ["memory"]  # offload hooks must not rebuild it
+    _skip_keys = ["context"]  # offload hooks must not rebuild it
 
     @functools.wraps(WanTransformer3DModel.__init__)  # diffusers reads a model's config keys off this signature
     def __init__(self, *args, **kwargs) -> None:
@@ -140,20 +140,21 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         encoder_hidden_states_image: torch.Tensor | None = None,
         return_dict: bool = True,
         attention_kwargs: dict[str, float] | None = None,
-        memory: chunk_memory.ChunkContext | None = None,
+        context: chunk_memory.ChunkContext | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """The model's velocity for noisy latents, given a memory of the chunks before.
 
         Args:
-            hidden_states: (B, C, F, H, W) latents; with `memory`, one chunk of B candidates of the same beam.
+            hidden_states: (B, C, F, H, W) latents; with `context`, one chunk of B candidates of the same beam.
             timestep: (B,) floats in [0, 1000], `1000 * sigma`; 0 for the clean pass.
-            encoder_hidden_states: (B, text tokens, text dim); with `memory` (1, ...), the candidates' one prompt.
-            memory: made by `ChunkMemory.context`. If it records, the keys and values of this pass go there.
+            encoder_hidden_states: (B, text tokens, text dim); with `context` (1, ...), the candidates' one prompt.
+            context: what is read of a memory, made by `ChunkMemory.context`. If it records, the keys and values of
+                this pass go there.
 
         Returns:
             `sample` (B, C, F, H, W).
         """
-        if memory is None:
+        if context is None:
             return super().forward(
                 hidden_states,
                 timestep,
@@ -171,11 +172,11 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             )
         if encoder_hidden_states.shape[0] != 1:
             raise ValueError(
-                f"`encoder_hidden_states` has {encoder_hidden_states.shape[0]} rows; with `memory` all candidates "
+                f"`encoder_hidden_states` has {encoder_hidden_states.shape[0]} rows; with `context` all candidates "
                 "share one prompt, so it must have 1."
             )
         sample = self._forward_chunk(
-            hidden_states, timestep, encoder_hidden_states, memory, attention_kwargs=attention_kwargs
+            hidden_states, timestep, encoder_hidden_states, context, attention_kwargs=attention_kwargs
         )
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
@@ -185,25 +186,25 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         latents: torch.Tensor,
         timestep: torch.Tensor,
         prompt_embeds: torch.Tensor,
-        memory: chunk_memory.ChunkContext,
+        context: chunk_memory.ChunkContext,
         attention_kwargs: dict[str, float] | None = None,
     ) -> torch.Tensor:
         """The stock forward with its layer of the memory handed to each block: (B, C, F, H, W) to the same."""
         grid = tuple(size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True))
         hidden_states = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, L, dim)
         heads = (self.config.num_attention_heads, self.config.attention_head_dim)
-        prompt = memory.prompt
+        prompt = context.prompt
         if prompt.is_filled:
             prompt_embeds = prompt_embeds[:, :1]  # nobody reads the text again; do not embed all of it
         else:
             prompt.allocate(len(self.blocks), prompt_embeds.shape[1], heads, hidden_states)
-        if memory.record is not None:
-            memory.record.allocate(len(self.blocks), heads, hidden_states)
+        if context.record is not None:
+            context.record.allocate(len(self.blocks), heads, hidden_states)
 
         time, time_modulation, text, _ = self.condition_embedder(timestep, prompt_embeds, None)
         time_modulation = time_modulation.unflatten(1, (6, -1))  # (B, 6, dim)
         for index, block in enumerate(self.blocks):
-            hidden_states = block(hidden_states, prompt.layer(index, text), time_modulation, memory.layer(index))
+            hidden_states = block(hidden_states, prompt.layer(index, text), time_modulation, context.layer(index))
         prompt.is_filled = True
 
         shift, scale = (self.scale_shift_table.to(time.device) + time.unsqueeze(1)).chunk(2, dim=1)  # (B, 1, dim)

@@ -1,6 +1,6 @@
 """The rewards that a call names: found to be rewards first, loaded when everything else was found right."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -36,32 +36,29 @@ def loaded_reward(reward: Callable | str | Path | None, device: torch.device | N
     return base.as_component(reward).to(device) if isinstance(reward, str | Path) else reward
 
 
-def check_reward(
-    name: str,
-    reward: Callable | str | Path | None,
-    *,
-    words: list[str | None],
-    num_beams: int,
-    has_pixels: bool,
+def check_rewards(
+    rewards: Mapping[str, Callable | str | Path | None], *, words: list[str | None], num_beams: int, has_pixels: bool
 ) -> None:
-    """Of a reward that is only named, and not loaded, all but what its class says is checked.
+    """Of rewards that are only named, and not loaded, all but what their class says is checked.
 
     Args:
-        words: what it is to read, one text per prompt; None where there are only embeddings.
+        rewards: under the names of their arguments.
+        words: what they are to read, one text per prompt; None where there are only embeddings.
         num_beams: the most that the search keeps.
         has_pixels: whether there is a VAE.
 
     Raises:
-        ValueError: the reward reads what this call does not have, or says that it cannot serve such a search.
+        ValueError: a reward reads what this call does not have, or says that it cannot serve such a search.
     """
-    if reward is None:
-        return
-    if not has_pixels:
-        raise ValueError(f"`{name}` reads pixels, and this pipeline has no VAE. Load one, or pass `{name}=False`.")
-    if None in words and getattr(reward, "reads_prompt", False):
-        raise ValueError(
-            f"`{name}` reads the prompt, and there are only `prompt_embeds`. Say it in words: `reward_prompt=...`."
-        )
-    check_request = getattr(reward, "check_request", None)
-    if check_request is not None:
-        check_request([text or "" for text in words], num_beams)
+    for name, reward in rewards.items():
+        if reward is None:
+            continue
+        if not has_pixels:
+            raise ValueError(f"`{name}` reads pixels, and this pipeline has no VAE. Load one, or pass `{name}=False`.")
+        if None in words and getattr(reward, "reads_prompt", False):
+            raise ValueError(
+                f"`{name}` reads the prompt, and there are only `prompt_embeds`. Say it in words: `reward_prompt=...`."
+            )
+        check_request = getattr(reward, "check_request", None)
+        if check_request is not None:
+            check_request([text or "" for text in words], num_beams)

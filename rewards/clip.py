@@ -3,9 +3,8 @@
 Axes: N pictures, H height, W width, D embedding size.
 """
 
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from transformers import CLIPModel, PreTrainedTokenizerBase
 
-from . import base, loading, resizing
+from . import base, loading, resizing, torch_files
 
 CLIPSCORE_WEIGHT = 2.5  # Hessel et al. 2021
 LAYER_NAME = re.compile(r"layers\.\d+\.(weight|bias)")  # of the aesthetic layers
@@ -30,6 +29,8 @@ class ClipTextReward(base.PictureReward):
         frame_stride: every n-th frame is scored.
         micro_batch_size: pictures per forward.
     """
+
+    crop = staticmethod(resizing.center_crop)  # of OpenAI's CLIP, whose preprocessor is torchvision's
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class ClipTextReward(base.PictureReward):
             tokenizer: where its tokenizer is, when not beside the model.
         """
         model = loading.load_whole(CLIPModel, name_or_folder, dtype)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer or name_or_folder)
+        tokenizer = loading.load_tokenizer(tokenizer or name_or_folder)
         return cls(model, tokenizer, frame_stride=frame_stride, micro_batch_size=micro_batch_size)
 
     def check_prompts(self, prompts: list[str]) -> None:
@@ -69,7 +70,7 @@ class ClipTextReward(base.PictureReward):
 
         frames: (N, 1, 3, H, W) float in [0, 1]
         """
-        pixels = clip_pixels(frames[:, 0], self.model.config.vision_config.image_size)
+        pixels = clip_pixels(frames[:, 0], self.model.config.vision_config.image_size, self.crop)
         pictures = self.model.get_image_features(pixels.to(self.dtype)).pooler_output
         different = list(dict.fromkeys(prompt))
         tokens = self.tokenizer(
@@ -99,6 +100,8 @@ class PickScoreReward(ClipTextReward):
 
     `from_pretrained("yuvalkirstain/PickScore_v1", tokenizer="laion/CLIP-ViT-H-14-laion2B-s32B-b79K")`.
     """
+
+    crop = staticmethod(resizing.floored_center_crop)  # its authors use the preprocessor of transformers
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
         return base.RewardOutput(self.model.logit_scale.float().exp() * self.similarities(frames, prompt))
@@ -163,32 +166,32 @@ def load_image_side(name_or_folder: str | Path, dtype: torch.dtype | None) -> CL
     return model
 
 
-def clip_pixels(pictures: torch.Tensor, side: int) -> torch.Tensor:
+def clip_pixels(
+    pictures: torch.Tensor, side: int, crop: Callable[[torch.Tensor, int], torch.Tensor] = resizing.center_crop
+) -> torch.Tensor:
     """Pictures as CLIP's preprocessor makes them, (N, 3, side, side): PIL's bicubic resize, the middle, normalised.
 
     pictures: (N, 3, H, W) float in [0, 1]
     """
     size = resizing.shorter_side_size(*pictures.shape[-2:], side)
-    return resizing.normalize(resizing.center_crop(resizing.resize_as_pil(pictures, *size), side))
+    return resizing.normalize(crop(resizing.resize_as_pil(pictures, *size), side))
 
 
 def read_layers(path: Path, embed_dim: int) -> nn.Sequential:
     """Linear layers from `embed_dim` numbers to one, in the order of the numbers in their names.
 
+    Taken are LAION's files: `layers.N.weight` and `layers.N.bias` with nothing but dropouts between them, and `weight`
+    and `bias` of the one layer of the first predictor.
+
     Raises:
         ValueError: the file is damaged, or holds no such layers.
     """
-    try:
-        if path.suffix == ".safetensors":
-            state_dict = load_file(path)
-        else:
-            state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} can't be read as a file of tensors alone; download it again: {error}") from error
-    shapes = {}
-    if isinstance(state_dict, Mapping):
-        shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if LAYER_NAME.fullmatch(name)}
-    numbers = sorted({int(name.split(".")[1]) for name in shapes})
+    state_dict = _read_tensors(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    if set(shapes) == {"weight", "bias"}:
+        shapes = {f"layers.0.{name}": shape for name, shape in shapes.items()}
+        state_dict = {f"layers.0.{name}": tensor for name, tensor in state_dict.items()}
+    numbers = sorted({int(name.split(".")[1]) for name in shapes if LAYER_NAME.fullmatch(name)})
     outputs = [shapes.get(f"layers.{number}.bias", ()) for number in numbers]
     inputs = [(embed_dim,), *outputs][:-1]
     wanted = {
@@ -201,8 +204,29 @@ def read_layers(path: Path, embed_dim: int) -> nn.Sequential:
             f"{path} has layers of the shapes {shapes or 'none'}; they must be `layers.N.weight` and `layers.N.bias` "
             f"that lead from the {embed_dim} numbers of this CLIP model to 1. LAION's layers are for CLIP ViT-L/14."
         )
+    gaps = [(before, after) for before, after in zip(numbers, numbers[1:], strict=False) if after - before > 2]
+    if gaps:
+        before, after = gaps[0]
+        raise ValueError(
+            f"{path} has {after - before - 1} modules between layers.{before} and layers.{after}, which it does not "
+            "say: an activation and a dropout, as in LAION's files called reluMSE. Only linear layers with at most a "
+            "dropout between them are known here, such as `sac+logos+ava1-l14-linearMSE.pth`."
+        )
     layers = nn.Sequential(*(nn.Linear(*before, *after) for before, after in zip(inputs, outputs, strict=True)))
     layers.load_state_dict(
         {f"{i}.{kind}": state_dict[f"layers.{n}.{kind}"] for i, n in enumerate(numbers) for kind in ("weight", "bias")}
     )
     return layers
+
+
+def _read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
+    """Tensors of a state dict in a file, by name; none where the file holds something else."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch_files.open_torch_file(path)
+        stored = content.items() if isinstance(content, Mapping) else ()
+        stored = {name: tensor for name, tensor in stored if isinstance(tensor, torch_files.StoredTensor)}
+        return torch_files.read_tensors(path, stored)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as a file of tensors alone; download it again: {error}") from error

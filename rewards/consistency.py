@@ -53,7 +53,11 @@ class ConsistencyReward(base.Reward):
 
 
 class SubjectConsistencyReward(ConsistencyReward):
-    """DINO's class token from frame to frame: whether the subject keeps its looks, at any shape of frame."""
+    """DINO's class token from frame to frame: whether the subject keeps its looks, at any shape of frame.
+
+    Position embeddings are interpolated as transformers does; DINO's own code, which VBench runs, stretches them by a
+    tenth of a patch where a frame is not square.
+    """
 
     @classmethod
     def from_pretrained(
@@ -69,7 +73,7 @@ class SubjectConsistencyReward(ConsistencyReward):
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         size = resizing.shorter_side_size(*pictures.shape[-2:], SHORTER_SIDE)
-        levels = resizing.resize_as_torchvision(pictures, *size, mode="bilinear", antialias=False)
+        levels = resizing.resize_as_vbench(pictures, *size, mode="bilinear")
         pixels = resizing.normalize(levels, IMAGENET_MEAN, IMAGENET_STD).to(self.dtype)
         return self.model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
 
@@ -92,7 +96,7 @@ class BackgroundConsistencyReward(ConsistencyReward):
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         side = self.model.config.vision_config.image_size
         size = resizing.shorter_side_size(*pictures.shape[-2:], side)
-        levels = resizing.resize_as_torchvision(pictures, *size, antialias=False)
+        levels = resizing.resize_as_vbench(pictures, *size, mode="bicubic")
         pixels = resizing.normalize(resizing.center_crop(levels, side))
         return self.model.get_image_features(pixels.to(self.dtype)).pooler_output
 

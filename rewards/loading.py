@@ -58,7 +58,7 @@ class ConvertedFolder:
         _check_keys(self.path / CONFIG_NAME, self.config, names)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return AutoTokenizer.from_pretrained(self.path)
+        return load_tokenizer(self.path)
 
     def tensors(self, dtype: torch.dtype | None = None, keep_float32: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
         """The weights, on the CPU.
@@ -89,7 +89,10 @@ class ConvertedFolder:
         shards = _read_json(index, ("weight_map",))["weight_map"]
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             raise _damaged(index, "its weight_map names no files")
-        return [self._file(Path(name).name) for name in sorted(set(shards.values()))]  # never a path out of the folder
+        outside = sorted(name for name in shards.values() if Path(name).name != name)
+        if outside:
+            raise _damaged(index, f"its weight_map names {outside[0]}, outside its folder")
+        return [self._file(name) for name in sorted(set(shards.values()))]
 
     def _file(self, name: str) -> Path:
         path = self.path / name
@@ -116,6 +119,24 @@ def open_folder(name_or_folder: str | Path) -> ConvertedFolder:
     return ConvertedFolder(path, config["kind"], config)
 
 
+def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer of a folder or the Hub, of a class of transformers; no code of the folder runs and nobody is asked.
+
+    Raises:
+        ValueError: it can only be made by code of its own.
+        Exception: whatever transformers raises where it is damaged or not there.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name_or_folder} names code of its own as its tokenizer (`auto_map` in a config), which never runs "
+            "here. Give one of a class of transformers, such as that of the model that it was tuned from."
+        ) from error
+
+
 def load_whole(
     model_class: type[PreTrainedModel], name_or_folder: str | Path, dtype: torch.dtype | None, **options: object
 ) -> PreTrainedModel:
@@ -130,6 +151,7 @@ def load_whole(
         name_or_folder,
         dtype=dtype or torch.float32,
         use_safetensors=True,
+        trust_remote_code=False,
         ignore_mismatched_sizes=True,  # they are told below, with the others
         output_loading_info=True,
         **options,
@@ -161,7 +183,7 @@ def _read_json(path: Path, needed: Sequence[str]) -> dict:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
+    except (ValueError, RecursionError) as error:  # no JSON, or no text
         raise _damaged(path, str(error)) from error
     if not isinstance(content, dict):
         raise _damaged(path, f"it holds a {type(content).__name__}, not keys and values")

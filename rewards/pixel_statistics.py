@@ -27,11 +27,12 @@ class PixelReward(base.Reward):
 class TemporalFlickerReward(PixelReward):
     """1 minus the mean difference of neighbouring frames, in [0, 1]; VBench's formula, there for still scenes.
 
-    `(255 - mean |frame - next frame|) / 255` in levels of 8 bits. Motion lowers it as flicker does.
+    `(255 - mean |frame - next frame|) / 255` in whole levels of 8 bits. Motion lowers it as flicker does.
     """
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
-        return base.RewardOutput(1.0 - _mean(frame_differences(frames)))
+        levels = frames.mul(255.0).round_()
+        return base.RewardOutput(1.0 - _mean(frame_differences(levels)) / 255.0)
 
 
 class SharpnessReward(PixelReward):
@@ -88,20 +89,20 @@ class ChunkSeamReward(PixelReward):
     without a border has the ratio 1.
 
     Args:
-        chunk_frames: pixel frames of a chunk, 4 times its latent frames. Borders are counted from the clip's end: the
-            chunks of a video have all this length but the first, which has 3 frames less.
+        frames_per_chunk: pixel frames of a chunk, 4 times its latent frames. Borders are counted from the clip's
+            end: the chunks of a video have all this length but the first, which has 3 frames less.
     """
 
-    def __init__(self, chunk_frames: int = 12) -> None:
+    def __init__(self, frames_per_chunk: int = 12) -> None:
         super().__init__()
-        base.check_count("chunk_frames", chunk_frames, least=2)
-        self.chunk_frames = chunk_frames
+        base.check_count("frames_per_chunk", frames_per_chunk, least=2)
+        self.frames_per_chunk = frames_per_chunk
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
         differences = frame_differences(frames)  # (B, P); the i-th is between the frames i and i + 1
         # Counted from the end, the last pair is 1 frame away from it; a border is a multiple of a chunk away.
         distance = torch.arange(differences.shape[1], 0, -1, device=frames.device)
-        is_border = distance % self.chunk_frames == 0
+        is_border = distance % self.frames_per_chunk == 0
         if not bool(is_border.any()):
             ratio = frames.new_ones(len(frames))
         else:

@@ -24,6 +24,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
 
 MODALITIES = ("image", "video")
 ADAPTER_PREFIX = "base_model.model."  # before every key of a model that PEFT wrapped
+NEW_STYLE = ("model.visual.", "model.language_model.")
 BASE_LAYER = ".base_layer."
 LORA_A = ".lora_A.default.weight"
 LORA_B = ".lora_B.default.weight"
@@ -226,12 +227,14 @@ def original_names(keys: Collection[str]) -> dict[str, list[str]]:
     The language model's output layer is left out: the head is in its place.
 
     Raises:
-        ValueError: an adapter without the layer that it changes, or half of one.
+        ValueError: an adapter without the layer that it changes, or half of one, or one tensor under two keys.
     """
     names: dict[str, list[str]] = {}
     for key in keys:
         if not key.endswith((LORA_A, LORA_B)):
             name = _model_name(key.replace(BASE_LAYER, "."))
+            if name in names:
+                raise ValueError(f"{names[name][0]} and {key} are both {name}: one model at a time.")
             if name != "lm_head.weight":
                 names[name] = [key]
     for key in keys:
@@ -288,6 +291,8 @@ def head_for(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
 
 def _model_name(key: str) -> str:
     name = key.removeprefix(ADAPTER_PREFIX)
+    if name.startswith(NEW_STYLE):  # as transformers has written since 4.52
+        return name.removeprefix("model.")
     return "language_model." + name.removeprefix("model.") if name.startswith("model.") else name
 
 

@@ -28,16 +28,29 @@ def resize_as_pil(frames: torch.Tensor, height: int, width: int) -> torch.Tensor
     return levels
 
 
-def resize_as_torchvision(
-    frames: torch.Tensor, height: int, width: int, *, mode: str = "bicubic", antialias: bool = True
-) -> torch.Tensor:
-    """torchvision's resize of 8-bit tensors: both axes at once, rounded to 8 bits at the end.
+def resize_as_torchvision(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """torchvision's bicubic resize of 8-bit tensors: both axes at once, rounded to 8 bits at the end.
 
-    Args and returns as `resize_as_pil`; mode and antialias as `torch.nn.functional.interpolate` has them.
+    Args and returns as `resize_as_pil`.
     """
-    levels = frames.mul(255.0).round_()
-    levels = functional.interpolate(levels, (height, width), mode=mode, antialias=antialias)
+    levels = functional.interpolate(frames.mul(255.0).round_(), (height, width), mode="bicubic", antialias=True)
     return levels.clamp_(0.0, 255.0).round_()
+
+
+def resize_as_vbench(frames: torch.Tensor, height: int, width: int, *, mode: str) -> torch.Tensor:
+    """VBench's resize of a video's pictures: levels of 8 bits as floats, without antialiasing.
+
+    VBench makes float tensors of the frames that it reads, so nothing is rounded or clamped after the resize: bicubic
+    values beyond black and white stay.
+
+    Args:
+        frames: (N, C, H, W) float in [0, 1], taken to the nearest of 256 levels.
+        mode: "bilinear" or "bicubic".
+
+    Returns:
+        (N, C, height, width), levels of 8 bits and what lies between and beyond them.
+    """
+    return functional.interpolate(frames.mul(255.0).round_(), (height, width), mode=mode, antialias=False)
 
 
 def shorter_side_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
@@ -48,7 +61,13 @@ def shorter_side_size(height: int, width: int, shorter_side: int) -> tuple[int, 
 
 
 def center_crop(pictures: torch.Tensor, side: int) -> torch.Tensor:
-    """The middle square of (N, C, H, W)."""
+    """Middle square of (N, C, H, W) by torchvision: half an odd margin is rounded to the nearest even number."""
+    top, left = (round((length - side) / 2) for length in pictures.shape[-2:])
+    return pictures[..., top : top + side, left : left + side]
+
+
+def floored_center_crop(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    """Middle square of (N, C, H, W) by transformers, which rounds half an odd margin down."""
     top, left = ((length - side) // 2 for length in pictures.shape[-2:])
     return pictures[..., top : top + side, left : left + side]
 

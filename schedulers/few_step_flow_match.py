@@ -46,7 +46,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 5.0) -> None:
         if not shift > 0:
-            raise ValueError(f"`shift` is {shift}; it must be above 0. 1 leaves the levels as they are.")
+            raise ValueError(f"`shift` is {shift}; it must be above 0. 1 leaves `sigmas` as they are.")
         self.init_noise_sigma = 1.0
         self.set_timesteps(4)
 
@@ -73,10 +73,11 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             num_inference_steps: n, at u = 1 - i / n for i from 0 to n - 1.
-            sigmas: the levels u *before* the shift, falling, in (0, 1]; instead of a number of steps.
+            sigmas: u of every step, falling, in (0, 1]: as everywhere in diffusers, *before* the shift. Instead of a
+                number of steps.
 
         Raises:
-            TypeError, ValueError: no steps, more than 8, levels that do not fall, or a number that is not the levels'.
+            TypeError, ValueError: no steps, more than 8, `sigmas` that do not fall, or another number of them.
         """
         if sigmas is None:
             if num_inference_steps is None:
@@ -86,11 +87,11 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         unshifted = [float(sigma) for sigma in sigmas]
         if num_inference_steps not in (None, len(unshifted)):
             raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}, but `sigmas` has {len(unshifted)} levels. Give one."
+                f"`num_inference_steps` is {num_inference_steps}, but `sigmas` has {len(unshifted)} of them. Give one."
             )
         _check_num_steps(len(unshifted))
         if not all(0 < u <= 1 for u in unshifted) or sorted(set(unshifted), reverse=True) != unshifted:
-            raise ValueError(f"`sigmas` is {unshifted}; levels lie in (0, 1] and fall from step to step.")
+            raise ValueError(f"`sigmas` is {unshifted}; they lie in (0, 1] and fall from step to step.")
         shift = self.config.shift
         # Python floats are float64: neither a timestep nor a level is ever rounded to the model's dtype.
         return tuple(shift * u / (1.0 + (shift - 1.0) * u) for u in unshifted)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral
 
-from . import beam
+from . import beam, trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,18 @@ class Choice:
     kept: Sequence[int]  # indices into `candidates`, best first; one that is there twice gives two beams
     log_weights: Sequence[float] | None = None  # of the beams, as many as `kept`; None: 0 each
     reserve: Sequence[int] = ()  # who takes the places of those that `max_lag` drops, best first
+
+    @property
+    def survivors(self) -> "list[beam.Candidate]":
+        """The kept candidates, best first."""
+        return [self.candidates[index] for index in self.kept]
+
+    def traces(self) -> "list[trace.CandidateTrace]":
+        """The record of every candidate, and which beams it becomes."""
+        places = [
+            [place for place, kept in enumerate(self.kept) if kept == row] for row in range(len(self.candidates))
+        ]
+        return [trace.CandidateTrace.of(*each) for each in zip(self.candidates, places, strict=True)]
 
     def without_lost(self) -> "Choice":
         """The choice without kept candidates that were lost after it was made."""

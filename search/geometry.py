@@ -1,5 +1,6 @@
 """Which videos fit a model: chunks, window, sizes in pixels, and the end of the rotary table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -14,6 +15,26 @@ class VideoGeometry:
     row_factor: int  # pixels per token, downwards
     column_factor: int  # and across
     longest_frames: int  # latent frames for which there are absolute positions
+
+    @classmethod
+    def of(
+        cls,
+        chunk_frames: int,
+        window_frames: int,
+        transformer: Mapping[str, object] | None,
+        vae: Mapping[str, object] | None,
+    ) -> "VideoGeometry":
+        """The geometry of a window and two models' configs; without a model, that of Wan 2.1."""
+        spatial_factor = 8 if vae is None else vae["scale_factor_spatial"]
+        _, patch_height, patch_width = (1, 2, 2) if transformer is None else transformer["patch_size"]
+        return cls(
+            chunk_frames=chunk_frames,
+            window_frames=window_frames,
+            temporal_factor=4 if vae is None else vae["scale_factor_temporal"],
+            row_factor=spatial_factor * patch_height,
+            column_factor=spatial_factor * patch_width,
+            longest_frames=1024 if transformer is None else transformer["rope_max_seq_len"],
+        )
 
     def num_latent_frames(self, num_frames: int) -> int:
         return (num_frames - 1) // self.temporal_factor + 1

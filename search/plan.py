@@ -43,6 +43,12 @@ class SearchPlan:
         return self.image_reward is not None or self.video_reward is not None
 
     @property
+    def rewards(self) -> dict[str, Callable | None]:
+        """Rewards and monitors under the names of their arguments."""
+        watched = {f"monitors[{name!r}]": monitor for name, monitor in self.monitors.items()}
+        return {"image_reward": self.image_reward, "video_reward": self.video_reward, **watched}
+
+    @property
     def has_pixels(self) -> bool:
         """Whether anybody looks at frames."""
         return self.request.output_type != "latent" or self.is_seen or bool(self.monitors)
@@ -99,8 +105,17 @@ class PromptPlan:
     plan: SearchPlan
     seeds: tuple[int, ...]  # bases of the candidates' seeds, one per lineage
     words: str | None  # the prompt; None where there are only embeddings
-    reward_words: str  # what rewards read
+    reward_prompt: str | None  # what rewards read; None where they read empty texts
     noise: torch.Tensor | None  # (C, F, h, w) of the whole video, if the caller gave it
+
+    @property
+    def reward_words(self) -> str:
+        return self.reward_prompt or ""
+
+    def new_trace(self, version: str) -> "trace.SearchTrace":
+        """The record of a search that has not begun."""
+        words = {"prompt": self.words, "reward_prompt": self.reward_prompt}
+        return trace.SearchTrace({**words, **self.plan.as_config()}, self.seeds[0], self.plan.fps, version, chunks=[])
 
 
 def check_noise(plan: SearchPlan) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
@@ -33,7 +33,7 @@ class VideoRequest:
         height, width: pixels; multiples of the VAE's factor times the transformer's patch. Default: the model's own.
         num_frames: pixel frames, `4 * (latent frames - 1) + 1` with latent frames a multiple of `chunk_frames`.
         num_inference_steps: steps per chunk, evenly spaced before the shift. Default: the model's own steps.
-        sigmas: noise levels before the shift, instead of a number of steps.
+        sigmas: u of every step, before the shift as everywhere in diffusers, instead of a number of steps.
         num_videos_per_prompt: how many of the last beams to return, at most as many as the search keeps.
         generator: gives the base of all seeds; one per prompt when a list.
         latents: (B, C, F, h, w), the initial noise of the whole videos. For one beam and one candidate.
@@ -220,6 +220,27 @@ class VideoRequest:
         """One generator, or None, for each prompt."""
         return per_prompt("generator", self.generator, torch.Generator, self.num_prompts)
 
+    def check(self, *, has_text_encoder: bool, text_dim: int, has_vae: bool, tensor_inputs: Sequence[str]) -> None:
+        """Checks what depends on the models of a pipeline.
+
+        Args:
+            tensor_inputs: what `callback_on_step_end` may be given.
+
+        Raises:
+            ValueError, TypeError: the call asks for what they cannot give.
+        """
+        self.check_prompt(has_text_encoder, text_dim)
+        self.check_monitors()
+        self.reward_prompts()
+        self.generators()
+        if self.output_type != "latent" and not has_vae:
+            raise ValueError(f'`output_type` is {self.output_type!r}, and this pipeline has no VAE; use "latent".')
+        if not set(self.callback_tensor_inputs) <= set(tensor_inputs):
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` is {list(self.callback_tensor_inputs)}; it may name "
+                f"{list(tensor_inputs)}."
+            )
+
     def check_prompt(self, has_text_encoder: bool, text_dim: int) -> None:
         """
         Raises:
@@ -237,14 +258,6 @@ class VideoRequest:
             raise TypeError(f"`prompt` is {self.prompt!r}; it must be a string, or a list of one or more strings.")
         if not has_text_encoder:
             raise ValueError("`prompt` needs a text encoder and a tokenizer; without them give `prompt_embeds`.")
-
-    def check_per_prompt(self) -> None:
-        """
-        Raises:
-            ValueError, TypeError: there are not as many reward prompts or generators as prompts.
-        """
-        self.reward_prompts()
-        self.generators()
 
     def check_monitors(self) -> None:
         """

@@ -27,14 +27,39 @@ class StepView:
 _LATEST: ContextVar[StepView | None] = ContextVar("latest_step", default=None)  # of this thread
 
 
-def begin_step(
-    pipe: object, num_timesteps: int, timestep: torch.Tensor | None, attention_kwargs: dict[str, float] | None
-) -> None:
-    """Notes the step that this thread is at."""
-    _LATEST.set(StepView(ref(pipe), num_timesteps, timestep, attention_kwargs))
+class RunningMixin:
+    """What diffusers' callbacks read of a pipeline: of the call that this thread runs, or ran last."""
 
+    _interrupt = False
 
-def latest_step(pipe: object) -> StepView | None:
-    """This thread's latest step, if it is of `pipe`."""
-    view = _LATEST.get()
-    return view if view is not None and view.pipe() is pipe else None
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a callback, and the calls that run return the chunks that are finished."""
+        return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int | None:
+        """Denoising steps of one chunk; None before any call."""
+        view = self._latest_step()
+        return None if view is None else view.num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        """None between calls."""
+        view = self._latest_step()
+        return None if view is None else view.timestep
+
+    @property
+    def attention_kwargs(self) -> dict[str, float] | None:
+        view = self._latest_step()
+        return None if view is None else view.attention_kwargs
+
+    def begin_step(
+        self, num_timesteps: int, timestep: torch.Tensor | None, attention_kwargs: dict[str, float] | None
+    ) -> None:
+        """Notes the step that this thread is at."""
+        _LATEST.set(StepView(ref(self), num_timesteps, timestep, attention_kwargs))
+
+    def _latest_step(self) -> StepView | None:
+        view = _LATEST.get()
+        return view if view is not None and view.pipe() is self else None

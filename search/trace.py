@@ -36,8 +36,8 @@ class CandidateTrace:
     kept_as: list[int] = field(default_factory=list)  # which of the next beams it became; before version 0.2 not told
 
     @classmethod
-    def of(cls, candidate: "beam.Candidate", kept_as: list[int], thumbnail: str | None) -> "CandidateTrace":
-        own = {"kept": bool(kept_as), "kept_as": kept_as, "thumbnail": thumbnail}
+    def of(cls, candidate: "beam.Candidate", kept_as: list[int]) -> "CandidateTrace":
+        own = {"kept": bool(kept_as), "kept_as": kept_as}
         names = (field.name for field in fields(cls) if field.name not in own)
         return cls(**own, **{name: getattr(candidate, name) for name in names})
 
@@ -89,6 +89,18 @@ class ChunkTrace:
     sinks: list[list[int]]  # per kept beam, the first latent frame of each sink
     work: ChunkWork
 
+    @classmethod
+    def of(
+        cls,
+        candidates: list[CandidateTrace],
+        beams: "list[beam.Beam]",
+        fusion_weight: float,
+        work: ChunkWork,
+    ) -> "ChunkTrace":
+        """The record of a chunk from its candidates and the beams that grew from them."""
+        evicted = [EvictionTrace(place, *left) for place, beam in enumerate(beams) for left in beam.evicted]
+        return cls(fusion_weight, candidates, evicted, [beam.sink_start_frames for beam in beams], work)
+
     def grown_into(self, beam_index: int) -> CandidateTrace:
         """The candidate that became a beam; in traces before version 0.2, beams stand in the order of their scores."""
         for candidate in self.candidates:
@@ -133,10 +145,14 @@ class SearchTrace:
         """
         if self.final is None:
             raise ValueError("This search is not finished: the best of its beams is not known.")
-        place, path = self.final.order[0], []
+        return self.path(self.final.order[0])
+
+    def path(self, beam_index: int) -> list[CandidateTrace]:
+        """The chunks of one of the last kept beams, the first one first."""
+        path = []
         for chunk in reversed(self.chunks):
-            path.append(chunk.grown_into(place))
-            place = path[-1].parent
+            path.append(chunk.grown_into(beam_index))
+            beam_index = path[-1].parent
         return path[::-1]
 
     def keep_last(self, num_chunks: int) -> None:

@@ -8,10 +8,17 @@ repository, its tree and its files; taken are new repositories and commits of pl
 import base64
 import hashlib
 import json
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
+
+
+@cache
+def content_hash(path: Path, mtime_ns: int, num_bytes: int) -> str:
+    """The hash of a file as it was at that time: every answer needs those of its whole repository."""
+    return hashlib.sha1(path.read_bytes()).hexdigest()
 
 
 class Repository:
@@ -26,7 +33,8 @@ class Repository:
         return {path.relative_to(self.folder).as_posix(): path for path in files}
 
     def blob_id(self, name: str) -> str:
-        return hashlib.sha1((self.folder / name).read_bytes()).hexdigest()
+        state = (self.folder / name).stat()
+        return content_hash(self.folder / name, state.st_mtime_ns, state.st_size)
 
     def commit(self) -> str:
         """The hash of all names and contents."""

@@ -1,5 +1,6 @@
 """What the benchmark reports, at toy size."""
 
+import itertools
 import json
 import socket
 import sys
@@ -35,20 +36,20 @@ def _short_products(monkeypatch):
 def remembered_chunk(transformer, memory, prompt, embeds):
     """A memory with one more chunk of 18 tokens."""
     record = ChunkRecord()
-    forward(transformer, context(memory, prompt).recording(record), embeds, batch_size=1)
+    forward(transformer, context_of(memory, prompt).recording(record), embeds, batch_size=1)
     return memory.append(record.chunk(0, memory.num_frames, 3), 3)
 
 
-def context(memory, prompt):
+def context_of(memory, prompt):
     return memory.context(
         (3, 4, 6), patch_size=(1, 2, 2), head_dim=12, positions="absolute", prompt=prompt, device=CPU
     )
 
 
 @torch.no_grad()
-def forward(transformer, memory, embeds, batch_size):
+def forward(transformer, context, embeds, batch_size):
     latents = torch.zeros(batch_size, 4, 3, 4, 6)
-    transformer(latents, torch.zeros(batch_size), embeds, memory=memory)
+    transformer(latents, torch.zeros(batch_size), embeds, context=context)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -59,8 +60,8 @@ def test_counted_operations_are_those_that_torch_counts(batch_size, num_past_chu
     for _ in range(num_past_chunks):
         memory = remembered_chunk(transformer, memory, prompt, embeds)
     if not fills_prompt:
-        forward(transformer, context(memory, prompt), embeds, batch_size)
-    reads = context(memory, PromptMemory() if fills_prompt else prompt)
+        forward(transformer, context_of(memory, prompt), embeds, batch_size)
+    reads = context_of(memory, PromptMemory() if fills_prompt else prompt)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # torch counts no fused CPU kernel
         forward(transformer, reads, embeds, batch_size)
     call = ForwardShape(
@@ -150,6 +151,18 @@ def test_flatness_compares_the_medians_of_early_and_late_chunks(monkeypatch):
         assert medians == [median(early), median(late)] and min(medians) > 0
 
 
-def test_overhead_is_a_share_of_the_time():
+def test_overhead_is_the_share_of_time_beside_the_forwards(monkeypatch):
+    """On a clock that goes on by a second whenever it is read: a forward takes one, from beginning to end."""
+    monkeypatch.setattr(chunk_cost.time, "perf_counter", itertools.count().__next__)
     results = chunk_cost.main(["--model", "toy", "--overhead", "--chunks", "2", "--warmup", "1"])
-    assert all(0 < share < 1 for share in results["share_outside"])
+    inside, outside = results["seconds_in_forwards"], results["seconds_outside"]
+    assert inside == [2 * 4 + 1] * chunk_cost.OVERHEAD_RUNS  # the steps of two chunks, and the clean pass between them
+    assert outside == [outside[0]] * len(inside) and outside[0] > inside[0]  # the two readings around each forward
+    assert results["share_outside"] == [b / (a + b) for a, b in zip(inside, outside, strict=True)]
+
+
+def test_results_that_are_there_are_told_before_anything_is_measured(tmp_path):
+    (tmp_path / "results.json").write_text("mine")
+    with pytest.raises(SystemExit, match="`--output`: .*results.json exists. Name another file"):
+        chunk_cost.main(["--model", "toy", "--output", str(tmp_path / "results.json")])
+    assert (tmp_path / "results.json").read_text() == "mine"

@@ -5,9 +5,7 @@ import torch
 from checkpoint_files import save_base
 from conftest import toy_transformer
 from fresh_process import filmed
-from hub import Hub
 from huggingface_hub import ModelCard
-from test_hub_routes import run_fresh
 
 from stream_t1 import StreamT1Pipeline
 from stream_t1.checkpoints.layouts import GENERATORS, WAN_BASE
@@ -16,9 +14,9 @@ PAGE = "---\nlicense: cc-by-4.0\n---\n\nA page of its authors.\n"
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
+def hub(hub_server):
     """Holds LongLive, its LoRA and Wan's base under the names under which they are published, at toy size."""
-    root, longlive = tmp_path_factory.mktemp("hub"), GENERATORS["longlive"]
+    root, longlive = hub_server.root, GENERATORS["longlive"]
     transformer = toy_transformer()
     save_base(root / WAN_BASE, transformer)
     (root / longlive.hub_id / "models").mkdir(parents=True)
@@ -31,15 +29,14 @@ def hub(tmp_path_factory):
         lora[f"base_model.model.{key}.lora_A.weight"] = torch.full((2, in_features), 0.1)
         lora[f"base_model.model.{key}.lora_B.weight"] = torch.full((out_features, 2), 0.2)
     torch.save({"generator_lora": lora}, root / longlive.lora.replace(":", "/"))
-    with Hub(root) as hub:
-        yield hub
+    return hub_server
 
 
 @pytest.fixture(scope="module")
-def converted(hub, tmp_path_factory):
+def converted(hub, processes, tmp_path_factory):
     """A folder made by the command with no argument but `-o`, and pushed; and the hash of its video."""
-    home = tmp_path_factory.mktemp("home")
     lines = """
+from stream_t1 import StreamT1Pipeline
 from huggingface_hub import HfApi
 from stream_t1.__main__ import main
 status = main(["convert", "longlive", "-o", "longlive"])
@@ -49,9 +46,10 @@ pipe = StreamT1Pipeline.from_pretrained("longlive")
 pipe.push_to_hub("org/longlive")
 print(status, filmed(pipe))
 """
-    status, video = run_fresh(hub, home, lines, package=True)[-1].split()
+    folder = tmp_path_factory.mktemp("converted")
+    status, video = processes[True].run(lines, folder)[-1].split()
     assert status == "0"
-    return home / "longlive", video
+    return folder / "longlive", video
 
 
 def test_the_command_alone_fetches_all_it_needs_and_merges_the_lora(hub, converted):
@@ -65,9 +63,10 @@ def test_the_command_alone_fetches_all_it_needs_and_merges_the_lora(hub, convert
     torch.set_num_threads(threads)
 
 
-def test_a_converted_folder_loads_by_every_route_and_makes_the_same_video(hub, converted, tmp_path):
+def test_a_converted_folder_loads_by_every_route_and_makes_the_same_video(converted, processes, tmp_path):
     folder, video = converted
     lines = f"""
+from diffusers import DiffusionPipeline
 def film(place, **options):
     print(filmed(DiffusionPipeline.from_pretrained(place, trust_remote_code=True, **options)))
 film("{folder}")
@@ -77,7 +76,7 @@ film("org/longlive")
 film("org/longlive", custom_pipeline="stream_t1")
 film("org/longlive", custom_pipeline="org/longlive")
 """
-    assert run_fresh(hub, tmp_path, lines, package=False) == [video] * 6
+    assert processes[False].run(lines, tmp_path) == [video] * 6
 
 
 def test_the_card_has_the_licence_of_the_weights_page_and_outlives_a_push(hub, converted):
@@ -91,7 +90,7 @@ def test_the_card_has_the_licence_of_the_weights_page_and_outlives_a_push(hub, c
     assert "merged in float32: rank 2" in card.text and str(hub.root) not in pushed
 
 
-def test_what_the_hub_lacks_is_one_line_and_leaves_nothing(hub, tmp_path):
+def test_what_the_hub_lacks_is_one_line_and_leaves_nothing(hub, processes, tmp_path):
     lines = """
 import sys
 from stream_t1.__main__ import main
@@ -100,7 +99,7 @@ print(main(["convert", "self-forcing", "-o", "out"]))
 print(main(["convert", "longlive", "--base", "org/nothing", "-o", "out"]))
 print(main(["convert", "longlive", "--checkpoint", "Efficient-Large-Model/LongLive-1.3B:x.pt", "-o", "out"]))
 """
-    said = [line for line in run_fresh(hub, tmp_path, lines, package=True) if line == "2" or "stream-t1: " in line]
+    said = [line for line in processes[True].run(lines, tmp_path) if line == "2" or "stream-t1: " in line]
     assert said[1::2] == ["2"] * 3
     for line, name in zip(said[::2], ("gdhe17/Self-Forcing", "org/nothing", "LongLive-1.3B:x.pt"), strict=True):
         assert name in line and "is not on this disk, and could not be had from the Hub: " in line

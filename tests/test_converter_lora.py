@@ -134,7 +134,7 @@ def test_a_merge_in_bfloat16_rounds_once():
         (lambda s: s | {"base_model.model.blocks.0.ffn.0.lora_A.weight": torch.zeros(4, 96)}, r"\(160, 8\)"),
         (
             lambda s: {k.replace("blocks.2", "blocks.7"): v for k, v in s.items()},
-            "blocks.7.attn2.to_k.weight is no li",
+            "no module for 10 of this LoRA's modules: base_model.model.blocks.7.cross_attn.k",
         ),
         (lambda s: {k: v for k, v in s.items() if "0.ffn.0.lora_A" not in k}, "ffn.net.0.proj.weight has no lora_A"),
         (lambda s: s | {"base_model.model.head.alpha": torch.ones(1)}, "1 keys that are none of a LoRA's: base_model"),

@@ -126,7 +126,7 @@ def test_the_command_takes_another_model_and_converted_rewards(tmp_path, capsys)
     trace = SearchTrace.load(tmp_path / "out.json")
     parts = trace.chunks[0].candidates[0].parts
     assert "video.VQ" in parts and not any(name.startswith("image") for name in parts)  # the folder brings none
-    assert main([PROMPT, "--model", str(tmp_path), "-o", str(tmp_path / "out.mp4")]) == 2
+    assert main([PROMPT, "--model", str(tmp_path), "-o", str(tmp_path / "other.mp4")]) == 2
     assert "model_index.json" in capsys.readouterr().err
 
 
@@ -157,7 +157,7 @@ def test_the_example_that_watches_other_rewards_records_every_chunk():
 
 def test_the_example_of_a_memory_policy_keeps_sinks():
     sinks = load_example("own_memory_policy").main()
-    assert sinks[0] == 0 and all(sink % 3 == 0 for sink in sinks)
+    assert sinks[0] == 0 and len(sinks) > 1 and sinks == sorted(sinks) and all(sink % 3 == 0 for sink in sinks)
 
 
 def test_the_example_of_what_makes_candidates_differ_finds_the_later_draws():

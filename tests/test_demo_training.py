@@ -258,3 +258,12 @@ def test_a_killed_vae_training_goes_on_where_its_state_was_saved(tmp_path):
     steps = []
     train_vae(settings, log=lambda step, measures: steps.append(step), **arguments)
     assert steps == [2, 3]
+
+
+def test_a_card_that_is_not_of_a_training_is_never_replaced(tmp_path, checkpoint):
+    (tmp_path / "README.md").write_text("mine")
+    for command in (["--output", str(tmp_path), "--smoke"], ["--output", str(checkpoint), "--smoke"]):
+        with pytest.raises(FileExistsError, match="has README.md.* not of a training, or were changed"):
+            main([*command, "--device", "cpu"])
+        (checkpoint / "README.md").write_text("edited")
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]

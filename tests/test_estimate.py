@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torchao.quantization as quantization
-from conftest import brightness, toy_transformer, toy_vae
+from conftest import brightness, nothing_done, toy_transformer, toy_vae
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -161,14 +161,34 @@ def test_an_estimate_is_printed_as_a_table(demo):
     assert any(line.startswith("  while decode: ") for line in lines)
 
 
-def test_an_estimate_computes_nothing_and_refuses_what_a_call_refuses(demo):
-    pipe = demo
-    handle = pipe.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the transformer was called"))
-    try:
-        pipe.estimate()
-        with pytest.raises(ValueError, match="`num_frames` is 50"):
-            pipe.estimate(num_frames=50)
-        with pytest.raises(ValueError, match="no transformer"):
-            StreamT1Pipeline(None, None, None, None, pipe.scheduler).estimate()
-    finally:
-        handle.remove()
+def test_an_estimate_computes_and_changes_nothing(reading_pipeline):
+    """What a call refuses, an estimate refuses: tests/test_pipeline_bad_input.py."""
+    generator = torch.Generator().manual_seed(0)
+    rewards = {"image_reward": torch.nn.Linear(2, 2), "monitors": {"first": first_number}}
+    with nothing_done(reading_pipeline, generator):
+        reading_pipeline.estimate(prompt="a circle", num_inference_steps=2, generator=generator, **rewards)
+
+
+def test_an_estimate_loads_no_reward_that_it_names(reading_pipeline, named_reward):
+    folder, loads = named_reward
+    named = {"image_reward": folder, "video_reward": folder, "monitors": {"watched": folder}}
+    given = {"image_reward": first_number, "video_reward": first_number, "monitors": {"watched": first_number}}
+    work, expected = (reading_pipeline.estimate(num_frames=45, **rewards) for rewards in (named, given))
+    assert loads == [] and str(work).splitlines()[0] == str(expected).splitlines()[0]
+
+
+def test_an_estimate_in_the_middle_of_a_stream_is_not_seen_by_it(toy_pipeline, embeds):
+    arguments = {"prompt_embeds": embeds, "num_frames": 33, "num_beams": 1, "num_candidates": 1, "output_type": "pt"}
+    seeded = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    expected = toy_pipeline(generator=seeded(), **arguments).frames[0]
+    stream = toy_pipeline.stream(generator=seeded(), **arguments)
+    chunks = [next(stream).frames]
+    with nothing_done(toy_pipeline):
+        toy_pipeline.estimate(num_frames=45, num_inference_steps=2)
+    chunks += [chunk.frames for chunk in stream]
+    assert torch.equal(torch.cat(chunks), expected)
+
+
+def test_without_a_transformer_there_is_nothing_to_estimate():
+    with pytest.raises(ValueError, match="no transformer"):
+        StreamT1Pipeline(None, None, None, None, FewStepFlowMatchScheduler()).estimate()

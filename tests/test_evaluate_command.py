@@ -47,8 +47,10 @@ def test_any_model_is_compared_with_any_rewards_and_metrics(arguments, tmp_path,
 
     report.unlink()
     capsys.readouterr()
-    assert main([*arguments, "--report-only", "--compare", str(tmp_path / "results")]) == 0
+    more = ["--report-only", "--sheet", "1", "--compare", str(tmp_path / "results")]
+    assert main([*arguments, *more]) == 0
     assert report.read_text() == written
+    assert (tmp_path / "results" / "comparison-sheet.png").stat().st_size > 5000
     assert "4 videos are in both, 0 of them differ" in capsys.readouterr().out
 
 
@@ -156,19 +158,21 @@ def test_two_processes_share_the_videos(arguments, tmp_path):
     assert len(shared) == 2 and "| single | 4 | 2 | 0 |" in (tmp_path / "results" / "comparison.md").read_text()
 
 
-def test_the_demos_command_has_the_demos_verdicts_and_draws_the_first_pairs_of_a_suite(tmp_path):
+def test_the_demos_command_has_the_demos_verdicts_and_draws_the_first_pairs_of_a_suite(tmp_path, monkeypatch):
+    entries, tasks = (("single", 4), ("best-of-chunks", 8)), tuple(demo_tasks(2))
+    monkeypatch.setattr(demo, "demo_suites", lambda: {"betas": Suite("betas", entries, tasks, num_frames=33)})
     assert demo.main(["--output", str(tmp_path), "--suite", "betas", "--limit", "1", "--sheet", "1"]) == 0
     assert {"judge.lowest", "checker.lowest"} <= read_rows([tmp_path])[0]["scores"].keys()
     assert (tmp_path / "betas-sheet.png").stat().st_size > 5000
 
 
 def test_full_search_of_the_shipped_demo_finds_more_of_what_it_searches_and_loses_nothing_that_is_judged():
-    tasks = tuple((prompt, 3_000_000 + index) for index, (prompt, _) in enumerate(demo_tasks(12)))
+    tasks = tuple((prompt, 3_000_000 + index) for index, (prompt, _) in enumerate(demo_tasks(8)))
     suite = Suite("short", (("single", 4), ("full", 16)), tasks)
     evaluation = demo.load_demo(demo.build_parser().parse_args(["--output", "unused"]), torch.device("cpu"))
     found = SuiteRows(suite, [evaluation.make(job) for job in suite.jobs()])
     single, full = suite.entries
-    # Among 5,000 draws of 12 pairs of the kept evaluation the lowest were 0.022, -0.14, 0.41 and 0.42.
-    assert found.difference(full, single, "video_reward").mean > 0.01
+    # Among 5,000 draws of 8 of the 300 pairs of the kept evaluation the lowest were 0.007, -0.16, 0.28 and 0.25.
+    assert found.difference(full, single, "video_reward").mean > 0.005
     assert found.difference(full, single, "judge.probability").mean > -0.2
-    assert found.mean(full, "judge.probability").mean > 0.35 and found.mean(full, "judge").mean > 0.35
+    assert found.mean(full, "judge.probability").mean > 0.25 and found.mean(full, "judge").mean > 0.2

@@ -27,6 +27,7 @@ from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
 from stream_t1.checkpoints.generators import convert_self_forcing
 from stream_t1.commands import generate
 from stream_t1.loaders.folder import write_code
+from stream_t1.loaders.saving import write_manifest
 from stream_t1.search import SearchTrace
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -55,6 +56,9 @@ def save_pipeline(folder: Path, is_new: bool) -> Callable[[], object]:
 def export_code(folder: Path, is_new: bool) -> Callable[[], object]:
     if not is_new:
         (folder / "mine.py").write_text("mine")
+        (folder / "model_index.json").write_text("{}")
+        (folder / "pipeline.py").write_text("# older code")
+        write_manifest(folder)
     return functools.partial(write_code, folder)
 
 
@@ -118,6 +122,9 @@ def in_child(write: Callable[[], object], signal_number: int = 0, moment: int = 
             sys.setprofile(None)
             os.write(sender, struct.pack("q", num_calls))
             status = 0
+        except BaseException:
+            # As this block ends, so do the generators that the error held, as when a process ends.
+            sys.setprofile(None)
         finally:
             os._exit(status)
     os.close(sender)

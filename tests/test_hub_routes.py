@@ -1,19 +1,14 @@
 """Every way to load a pipeline, each in a fresh process, against a Hub on this machine; and what is refused there."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 import torch
 from conftest import toy_transformer, toy_vae
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from fresh_process import filmed
+from fresh_process import FreshProcesses, filmed
 from hub import Hub
 
 from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
@@ -40,44 +35,26 @@ def video(toy):
 
 
 @pytest.fixture(scope="module")
-def hub(toy, tmp_path_factory):
+def hub(toy, hub_server):
     """Holds `org/stream-t1`, saved by the package; `org/code`, the code alone; `org/wan`, stock, the same weights."""
-    root = tmp_path_factory.mktemp("hub")
+    root = hub_server.root
     toy.save_pretrained(root / "org/stream-t1")
     write_code(root / "org/code")
     transformer = WanTransformer3DModel.from_config(toy.transformer.config)
     transformer.load_state_dict(toy.transformer.state_dict())
     scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
     WanPipeline(None, None, toy.vae, scheduler, transformer=transformer).save_pretrained(root / "org/wan")
-    with Hub(root) as hub:
-        yield hub
-
-
-def run_fresh(hub: Hub, home: Path, lines: str, package: bool, **environment: str) -> list[str]:
-    """What Python prints, line by line, that starts with nothing loaded and no code fetched; `home` is its folder."""
-    settings = ("HF_", "HUGGINGFACE_", "DIFFUSERS_", "TRANSFORMERS_")  # whatever the machine has set
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
-    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_MODULES_CACHE": mkdtemp(dir=home)}
-    own |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    script = Path(__file__).with_name("fresh_process.py")
-    done = subprocess.run(
-        [sys.executable, script, "with-package" if package else "without-package"],
-        input=(PACKAGE_IMPORTS if package else IMPORTS) + lines,
-        env={**inherited, **own, **environment},
-        cwd=home,
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return hub_server
 
 
 @pytest.fixture
-def run(hub, tmp_path):
-    """`run_fresh` for one test, whose processes share what they download."""
+def run(processes, tmp_path):
+    """Gives what fresh processes print; those of one test share what they download."""
+    for each in processes.values():
+        each.forget_downloads()
 
-    def run(lines: str, package: bool = False, **environment: str) -> list[str]:
-        return run_fresh(hub, tmp_path, lines, package, **environment)
+    def run(lines: str, package: bool = False) -> list[str]:
+        return processes[package].run((PACKAGE_IMPORTS if package else IMPORTS) + lines, tmp_path)
 
     return run
 
@@ -105,7 +82,7 @@ print(filmed(DiffusionPipeline.from_pretrained("{folder}", custom_pipeline="{fol
     assert run(lines) == [video]
 
 
-def test_a_hub_name_loads_with_and_without_custom_pipeline_and_offline_by_path(run, hub, video):
+def test_a_hub_name_loads_with_and_without_custom_pipeline_and_offline_by_path(run, processes, hub, video):
     push = """
 pipe = DiffusionPipeline.from_pretrained("org/stream-t1", custom_pipeline="stream_t1", trust_remote_code=True)
 print(filmed(pipe))
@@ -123,7 +100,9 @@ print(filmed(DiffusionPipeline.from_pretrained(path, trust_remote_code=True)))
     assert run(push) == [video]
     assert (hub.root / "org/pushed/README.md").is_file() and (hub.root / "org/pushed/stream_t1.py").is_file()
     assert run(load) == [video]
-    assert run(offline, HF_HUB_OFFLINE="1") == [video]
+    home = processes[False].home
+    with FreshProcesses(hub.url, home, package=False, HF_HUB_OFFLINE="1") as without_network:
+        assert without_network.run(IMPORTS + offline, home) == [video]
 
 
 def test_hub_code_and_a_folders_code_run_over_stock_folders_and_pipelines(run, hub, video):
@@ -149,19 +128,23 @@ print(filmed(pipe))
 stock = WanPipeline.from_pretrained("{hub.root}/org/wan", tokenizer=None, text_encoder=None)
 print(filmed(StreamT1Pipeline.from_pipe(stock, window_frames=9)))
 from pathlib import Path
+Path("saved").mkdir()
+Path("saved/notes.txt").write_text("of the user's, and nobody else's")
 pipe.save_pretrained(Path("saved"), push_to_hub=True, repo_id="org/saved-and-pushed")
 print(filmed(StreamT1Pipeline.from_pretrained("org/saved-and-pushed")))
 """
     assert run(lines, package=True) == [video] * 5
     pushed, saved = hub.root / "org/saved-and-pushed", hub.root / "org/stream-t1"
     assert all((pushed / path.relative_to(saved)).is_file() for path in saved.rglob("*") if path.is_file())
+    assert not (pushed / "notes.txt").exists()
 
 
-def test_the_package_refuses_an_image_to_video_name_before_its_weights_are_fetched(run, hub, tmp_path):
+def test_the_package_refuses_an_image_to_video_name_before_its_weights_are_fetched(run, hub, processes):
     save_changed(hub, "i2v-by-name", "wan", _class_name="WanImageToVideoPipeline")
     (refusal,) = run('print(refusal(StreamT1Pipeline.from_pretrained, "org/i2v-by-name"))', package=True)
     assert re.match("ValueError: These components are of an image-to-video model", refusal)
-    assert [path.name for path in (tmp_path / "hf/hub").glob("models--*/snapshots/*/**/*.*")] == ["model_index.json"]
+    fetched = (processes[True].home / "hf/hub").glob("models--*/snapshots/*/**/*.*")
+    assert [path.name for path in fetched] == ["model_index.json"]
 
 
 def save_changed(hub: Hub, name: str, source: str, missing: str | None = None, **changes: object) -> None:
@@ -221,7 +204,7 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def refusals(hub, tmp_path_factory):
+def refusals(hub, processes):
     """What a process without the package says of each case, by name and from a folder."""
     save_changed(hub, "no-weights", "stream-t1", missing="vae/diffusion_pytorch_model.safetensors")
     save_changed(hub, "no-config", "stream-t1", missing="transformer/config.json")
@@ -233,7 +216,7 @@ def refusals(hub, tmp_path_factory):
     for place in ("org", f"{hub.root}/org"):
         lines += f"place = {place!r}\n"
         lines += "".join(f"print(refusal(lambda: {call}))\n" for call, _ in REFUSED.values())
-    said = iter(run_fresh(hub, tmp_path_factory.mktemp("home"), lines, package=False))
+    said = iter(processes[False].run(IMPORTS + lines, processes[False].home))
     return {(place, case): next(said) for place in ("name", "folder") for case in REFUSED}
 
 

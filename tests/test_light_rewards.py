@@ -2,7 +2,9 @@
 
 import math
 import shutil
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -119,12 +121,44 @@ def test_frame_stride_and_micro_batches_of_a_clip_reward(clip_folder):
     assert torch.allclose(reward(FRAMES, WORDS).score, whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("height, width", [(40, 48), (90, 33)])
-def test_pictures_are_prepared_as_transformers_prepares_them(height, width):
+SIZES = [(32, 35), (35, 32), (33, 90), (90, 33), (40, 47), (61, 200), (37, 37), (32, 32)]  # odd, wide and tall
+
+
+def cropped_by_hand(picture: torch.Tensor, side: int) -> torch.Tensor:
+    """torchvision's centre crop of (..., H, W): Python rounds a half to the even number."""
+    top, left = (int(round((length - side) / 2.0)) for length in picture.shape[-2:])
+    return picture[..., top : top + side, left : left + side]
+
+
+def resized_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """torchvision's size for one number: that of the shorter side, the longer one rounded down."""
+    short, long = min(height, width), max(height, width)
+    sizes = side, int(side * long / short)
+    return sizes if height <= width else sizes[::-1]
+
+
+def normalized(levels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (levels.float().div(255.0) - mean) / std
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_clip_reads_what_openais_preprocessor_makes(height, width):
+    """That of OpenAI's package: PIL's bicubic resize, then torchvision's crop."""
+    picture = clips(1, 1, height, width)[0]
+    image = Image.fromarray(picture[0].permute(1, 2, 0).numpy())
+    image = image.resize(resized_size(height, width, 32)[::-1], Image.Resampling.BICUBIC)
+    levels = cropped_by_hand(torch.tensor(np.array(image)).permute(2, 0, 1), 32)
+    expected = normalized(levels, CLIP_MEAN, CLIP_STD)
+    assert (clip_pixels(picture / 255, 32)[0] - expected).abs().max() < 0.02  # a level of 256 is 0.015
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_pickscore_reads_what_transformers_preprocessor_makes(height, width):
     picture = clips(1, 1, height, width)[0]
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     theirs = processor(Image.fromarray(picture[0].permute(1, 2, 0).numpy()), return_tensors="pt").pixel_values
-    assert (clip_pixels(picture / 255, 32) - theirs).abs().max() < 0.02  # a level of 256 is 0.015
+    assert (clip_pixels(picture / 255, 32, PickScoreReward.crop) - theirs).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("name", ["head.safetensors", "head.pth"])
@@ -136,6 +170,46 @@ def test_the_aesthetic_layers_read_the_normalised_embedding(clip_folder, tmp_pat
         embeds = functional.normalize(model.get_image_features(clip_pixels(clip, 32)).pooler_output, dim=-1)
         scores.append(layers[1](layers[0](embeds)).mean())
     assert torch.allclose(score, torch.stack(scores), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "head.pth"])
+def test_one_linear_layer_is_laions_first_aesthetic_head(clip_folder, tmp_path, name):
+    layer = torch.nn.Linear(16, 1)
+    save_file(layer.state_dict(), tmp_path / name) if "safe" in name else torch.save(
+        layer.state_dict(), tmp_path / name
+    )
+    score = AestheticReward.from_pretrained(clip_folder, head=tmp_path / name)(FRAMES, ["", ""]).score
+    save_file({f"layers.0.{k}": v for k, v in layer.state_dict().items()}, tmp_path / "same.safetensors")
+    same = AestheticReward.from_pretrained(clip_folder, head=tmp_path / "same.safetensors")(FRAMES, ["", ""]).score
+    assert torch.equal(score, same) and score.std() > 0
+
+
+def test_a_head_with_activations_between_its_layers_is_refused(clip_folder, tmp_path):
+    state = {}
+    for number, (inputs, outputs) in {0: (16, 8), 3: (8, 4), 6: (4, 1)}.items():  # linear, ReLU, dropout, and again
+        state |= {f"layers.{number}.{k}": v for k, v in torch.nn.Linear(inputs, outputs).state_dict().items()}
+    torch.save(state, tmp_path / "ava+logos-l14-reluMSE.pth")
+    with pytest.raises(ValueError, match="2 modules between layers.0 and layers.3.*an activation and a dropout"):
+        AestheticReward.from_pretrained(clip_folder, head=tmp_path / "ava+logos-l14-reluMSE.pth")
+
+
+def test_a_head_with_more_than_layers_is_refused_by_name(clip_folder, tmp_path):
+    save_layers(tmp_path / "head.safetensors")
+    state = load_file(tmp_path / "head.safetensors") | {"scale": torch.ones(1)}
+    save_file(state, tmp_path / "head.safetensors")
+    with pytest.raises(ValueError, match=r"'scale': \(1,\)"):
+        AestheticReward.from_pretrained(clip_folder, head=tmp_path / "head.safetensors")
+
+
+def test_a_compressed_head_is_refused_without_being_unpacked(clip_folder, tmp_path):
+    torch.save({"weight": torch.zeros(1, 16), "bias": torch.zeros(1)}, tmp_path / "head.pth")
+    with zipfile.ZipFile(tmp_path / "head.pth") as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "head.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="head.pth can't be read as a file of tensors.* record .* is compressed"):
+        AestheticReward.from_pretrained(clip_folder, head=tmp_path / "head.pth")
 
 
 def test_aesthetic_layers_for_another_clip_are_refused(clip_folder, tmp_path):
@@ -190,23 +264,41 @@ def test_a_still_clip_is_consistent_and_a_changing_one_is_less(kind, clip_folder
     assert reward(FRAMES[:1, :1], [""]).score.item() == 1.0
 
 
-@pytest.mark.parametrize("kind", ["subject", "background"])
-def test_consistency_reads_whole_levels_of_8_bits_also_at_a_hard_edge(kind, clip_folder, dino_folder):
+def vbench_pixels(kind: str, frames: torch.Tensor, side: int) -> torch.Tensor:
+    """What VBench's model reads of frames (F, 3, H, W) uint8.
+
+    VBench makes float tensors of the decoded frames before it resizes them, without antialiasing, so no value is
+    rounded or clamped.
+    """
+    mode = "bilinear" if kind == "subject" else "bicubic"
+    levels = functional.interpolate(frames.float(), resized_size(*frames.shape[-2:], side), mode=mode)
     if kind == "subject":
-        reward, mean, std = SubjectConsistencyReward.from_pretrained(dino_folder), IMAGENET_MEAN, IMAGENET_STD
+        return normalized(levels, IMAGENET_MEAN, IMAGENET_STD)
+    return normalized(cropped_by_hand(levels, side), CLIP_MEAN, CLIP_STD)
+
+
+def vbench_consistency(features: torch.Tensor) -> float:
+    """VBench's loop over the features (F, D) of one video."""
+    features, total = functional.normalize(features, dim=-1), 0.0
+    for i in range(1, len(features)):
+        before, first = (functional.cosine_similarity(features[j], features[i], dim=0).item() for j in (i - 1, 0))
+        total += (max(0.0, before) + max(0.0, first)) / 2
+    return total / (len(features) - 1)
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("kind", ["subject", "background"])
+def test_consistency_is_vbenchs_on_any_size(kind, height, width, clip_folder, dino_folder):
+    frames = clips(1, 3, height, width)
+    frames[..., :4, :] = 255 * (frames[..., :4, :] > 127)  # hard edges, where bicubic values leave 0 to 255
+    if kind == "subject":
+        reward = SubjectConsistencyReward.from_pretrained(dino_folder)
+        pixels = vbench_pixels(kind, frames[0], 224)
+        features = reward.model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
     else:
-        reward, mean, std = BackgroundConsistencyReward.from_pretrained(clip_folder), CLIP_MEAN, CLIP_STD
-    seen = []
-    vision = reward.model if kind == "subject" else reward.model.vision_model
-    vision.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(args[0] if args else kwargs["pixel_values"]), with_kwargs=True
-    )
-    frames = torch.zeros(1, 1, 3, 20, 20, dtype=torch.uint8)
-    frames[..., 9:] = 255
-    reward(frames, [""])
-    levels = 255 * (seen[0][0] * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None])
-    assert (levels - levels.round()).abs().max() < 1e-3 and levels.min() > -1e-3 and levels.max() < 255.001
-    assert len(levels.round().unique()) > 2  # the edge is between pixels
+        reward = BackgroundConsistencyReward.from_pretrained(clip_folder)
+        features = reward.model.get_image_features(vbench_pixels(kind, frames[0], 32)).pooler_output
+    assert reward(frames, [""]).score.item() == pytest.approx(vbench_consistency(features), abs=1e-5)
 
 
 def test_dino_reads_frames_of_any_shape_by_their_shorter_side(dino_folder):
@@ -228,6 +320,15 @@ def test_temporal_flicker_is_vbenchs_formula():
     # Differences of 10 and 40 levels: (255 - 25) / 255.
     assert score(TemporalFlickerReward(), levels(100, 110, 70)) == pytest.approx(230 / 255)
     assert score(TemporalFlickerReward(), levels(100)) == 1.0
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_temporal_flicker_is_vbenchs_on_any_size(height, width):
+    frames = clips(1, 4, height, width)
+    pairs = zip(frames[0, :-1].numpy().astype(np.float32), frames[0, 1:].numpy().astype(np.float32), strict=True)
+    expected = (255.0 - np.mean([np.mean(np.abs(before - after)) for before, after in pairs])) / 255.0
+    assert score(TemporalFlickerReward(), frames) == pytest.approx(expected, abs=1e-6)
+    assert score(TemporalFlickerReward(), (frames + 0.3) / 255) == pytest.approx(expected, abs=1e-6)  # as 8 bits
 
 
 def test_sharpness_is_the_variance_of_the_laplacian():
@@ -274,7 +375,7 @@ def test_a_small_part_that_moves_makes_a_clip_dynamic():
 def test_a_seam_is_the_difference_at_borders_over_that_elsewhere():
     # Chunks of 3 frames, the first of 2: the borders are after frame 2 and after frame 5. They jump by 51 levels, the
     # other steps are 5.1 on average.
-    output = ChunkSeamReward(chunk_frames=3)(levels(0, 5, 56, 61, 66, 117, 122, 128), [""])
+    output = ChunkSeamReward(frames_per_chunk=3)(levels(0, 5, 56, 61, 66, 117, 122, 128), [""])
     elsewhere, half_level = (5 + 5 + 5 + 5 + 6) / 5, 0.5
     ratio = (51 + half_level) / (elsewhere + half_level)
     assert output.parts["ratio"].item() == pytest.approx(ratio, rel=1e-4)
@@ -283,7 +384,7 @@ def test_a_seam_is_the_difference_at_borders_over_that_elsewhere():
 
 def test_a_halt_at_a_border_is_a_seam_as_a_jump_is_and_one_chunk_has_none():
     halt = levels(0, 10, 20, 20, 30, 40)
-    assert score(ChunkSeamReward(chunk_frames=3), halt) == pytest.approx(-math.log(10.5 / 0.5), rel=1e-4)
-    assert score(ChunkSeamReward(chunk_frames=12), halt) == 0.0
-    assert score(ChunkSeamReward(chunk_frames=3), levels(0, 10, 20, 30, 40, 50)) == pytest.approx(0.0, abs=1e-6)
+    assert score(ChunkSeamReward(frames_per_chunk=3), halt) == pytest.approx(-math.log(10.5 / 0.5), rel=1e-4)
+    assert score(ChunkSeamReward(frames_per_chunk=12), halt) == 0.0
+    assert score(ChunkSeamReward(frames_per_chunk=3), levels(0, 10, 20, 30, 40, 50)) == pytest.approx(0.0, abs=1e-6)
     assert score(ChunkSeamReward(), levels(7)) == 0.0

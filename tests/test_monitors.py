@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import brightness, contrast
+from conftest import brightness, contrast, nothing_done
 
 from stream_t1.rewards import Reward, RewardOutput
 from stream_t1.search import SearchTrace
@@ -79,7 +79,7 @@ def test_a_monitor_of_the_wrong_form_ends_no_run(toy_pipeline, embeds, caplog):
     ],
 )
 def test_what_is_no_monitor_is_refused(toy_pipeline, embeds, monitors, error, message):
-    with pytest.raises(error, match=message):
+    with nothing_done(toy_pipeline), pytest.raises(error, match=message):
         search(toy_pipeline, embeds, monitors=monitors)
 
 

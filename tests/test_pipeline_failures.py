@@ -342,8 +342,3 @@ def test_a_callback_must_keep_the_shape_of_the_latents(toy_pipeline, embeds):
 
     with pytest.raises(ValueError, match=r"`latents` of shape \(1, 4, 3, 2, 2\); they must keep \(4, "):
         search(toy_pipeline, embeds, num_frames=9, callback_on_step_end=cut)
-
-
-def test_a_reward_is_loaded_when_everything_else_was_found_right(toy_pipeline, embeds):
-    with pytest.raises(ValueError, match="`num_frames` is 50"):  # and not that there is no such reward
-        toy_pipeline(prompt_embeds=embeds, num_frames=50, image_reward="org/none")

@@ -40,7 +40,7 @@ def test_one_beam_and_one_candidate_is_plain_streaming(toy_pipeline, embeds):
         x = torch.randn(3, 4, 2, 2, generator=stream).transpose(0, 1)[None]
         with torch.no_grad():
             for sigma, next_sigma in ((1.0, 0.9375), (0.9375, 5 / 6), (5 / 6, 0.625), (0.625, 0.0)):
-                velocity = model(x, torch.tensor([1000 * sigma]), embeds, memory=context).sample
+                velocity = model(x, torch.tensor([1000 * sigma]), embeds, context=context).sample
                 x = x - sigma * velocity
                 if next_sigma:
                     noise = torch.randn(3, 4, 2, 2, generator=stream).transpose(0, 1)[None]

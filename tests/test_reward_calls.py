@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stream_t1.rewards import Reward, RewardOutput
-from stream_t1.rewards.arguments import check_reward, chosen_reward
+from stream_t1.rewards.arguments import check_rewards, chosen_reward
 from stream_t1.rewards.base import as_component
 from stream_t1.rewards.scoring import score_clips
 
@@ -61,9 +61,9 @@ def test_the_argument_goes_before_the_component_and_false_means_none():
 
 def test_only_a_reward_that_says_so_reads_the_prompt():
     without_words = {"words": [None], "num_beams": 1, "has_pixels": True}
-    check_reward("image_reward", mean, **without_words)
+    check_rewards({"image_reward": mean}, **without_words)
     with pytest.raises(ValueError, match="reward_prompt"):
-        check_reward("image_reward", Reward(), **without_words)
+        check_rewards({"image_reward": Reward()}, **without_words)
 
 
 def test_parts_may_be_missing():

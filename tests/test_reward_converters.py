@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_rewards import (
     NORMALIZATION,
     REWARD_TOKENS,
@@ -181,6 +181,44 @@ def test_types_of_the_file_are_kept_but_the_head_of_hpsv3_is_float32(hpsv3_files
     reward = Reward.from_pretrained(tmp_path / "reward")
     assert reward.dtype == torch.bfloat16 and reward.model.rm_head[0].weight.dtype == torch.float32
     assert Reward.from_pretrained(tmp_path / "reward", dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["hpsv3", "videoalign"])
+def test_new_style_keys_are_the_same_model(kind, hpsv3_files, videoalign_files, tmp_path):
+    """transformers has saved `model.visual.*` and `model.language_model.*` since 4.52."""
+
+    def new_style(key):
+        for old, new in (("visual.", "model.visual."), ("model.", "model.language_model.")):
+            bare = key.removeprefix("base_model.model.")
+            if bare.startswith(old):
+                return key.removesuffix(bare) + new + bare.removeprefix(old)
+        return key
+
+    files = hpsv3_files if kind == "hpsv3" else videoalign_files
+    path = files[0] if kind == "hpsv3" else files[0] / "checkpoint-10/model.pth"
+    converter = convert_hpsv3 if kind == "hpsv3" else convert_videoalign
+    convert(converter, files, tmp_path / "old")
+    state = load_file(path) if kind == "hpsv3" else torch.load(path)
+    state = {new_style(key): tensor for key, tensor in state.items()}
+    assert any("model.language_model." in key for key in state) and any("model.visual." in key for key in state)
+    save_file(state, path) if kind == "hpsv3" else torch.save(state, path)
+    convert(converter, files, tmp_path / "new")
+    old, new = (open_folder(tmp_path / name).tensors() for name in ("old", "new"))
+    torch.testing.assert_close(new, old, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"lora_alpha": 9}, "has alpha 9, and model_config.json 8"),
+        ({"use_rslora": True}, "sets use_rslora"),
+        ({"use_dora": True}, "sets use_dora"),
+    ],
+)
+def test_a_config_of_peft_that_contradicts_videoaligns_is_refused(config, message, videoalign_files, tmp_path):
+    (videoalign_files[0] / "checkpoint-10/adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        convert(convert_videoalign, videoalign_files, tmp_path / "reward")
 
 
 def test_shards_are_loaded_as_one_file_is(hpsv3_files, tmp_path, monkeypatch):

@@ -35,6 +35,12 @@ def test_a_folder_that_is_whole_loads(folder):
         ("template.json", '{"before": "a", "after": 3}', "its words are no text"),
         ("model.safetensors.index.json", "{}", "it has no weight_map"),
         ("model.safetensors.index.json", '{"weight_map": ["model.safetensors"]}', "its weight_map names no files"),
+        (
+            "model.safetensors.index.json",
+            '{"weight_map": {"a": "../model.safetensors"}}',
+            "its weight_map names ../model.safetensors, out",
+        ),
+        ("reward_config.json", "[" * 100_000, "maximum recursion"),
         ("model.safetensors", "", ".*header too small"),
     ],
 )

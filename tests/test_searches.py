@@ -1,0 +1,413 @@
+"""Searches as values: on steps without a model, and in the pipeline."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import brightness, contrast
+
+from stream_t1.search import (
+    Beam,
+    BeamSearch,
+    BestOfN,
+    Candidate,
+    Choice,
+    EarlyStop,
+    EMASink,
+    RewardRoutedSink,
+    SearchTrace,
+    SlidingWindow,
+    rank,
+)
+
+REWARDS = {"image_reward": brightness, "video_reward": contrast}
+
+
+class FakeSteps:
+    """Steps without a model: scores are read from a script in the order in which candidates are proposed."""
+
+    num_chunks, num_steps = 4, 1
+
+    def __init__(self, scores, chunk_index=0):
+        self.scores, self.chunk_index, self.proposed, self.calls = list(scores), chunk_index, [], []
+
+    def propose(self, beams, counts, first=0):
+        self.calls.append(("propose", list(counts), first))
+        made = [
+            Candidate(parent, seed=first + index, noise=torch.zeros(1), renoise=())
+            for parent, count in enumerate(counts)
+            for index in range(count)
+        ]
+        self.proposed += made
+        return made
+
+    def denoise(self, beams, candidates, until=None):
+        self.calls.append(("denoise", len(candidates)))
+        return [replace(candidate, step=1, prediction=torch.zeros(1)) for candidate in candidates]
+
+    def score(self, beams, candidates):
+        self.calls.append(("score", len(candidates)))
+        taken, self.scores = self.scores[: len(candidates)], self.scores[len(candidates) :]
+        return [
+            replace(candidate, lost="dark") if score is None else replace(candidate, score=score)
+            for candidate, score in zip(candidates, taken, strict=True)
+        ]
+
+
+def beams(count):
+    return [Beam(memory=object(), seeds=(index,)) for index in range(count)]
+
+
+def test_a_beam_search_keeps_the_best_of_all_and_ties_in_order_of_arrival():
+    steps = FakeSteps([0.0, 3.0, 1.0, 3.0], chunk_index=1)
+    choice = BeamSearch(2, 2)(steps, beams(2))
+    assert list(choice.kept) == [1, 3] and [c.parent for c in choice.candidates] == [0, 0, 1, 1]
+    assert steps.calls == [("propose", [2, 2], 0), ("denoise", 4), ("score", 4)]
+
+
+def test_a_beam_search_keeps_nothing_that_is_lost():
+    choice = BeamSearch(2, 2)(FakeSteps([None, 0.0, None, None]), beams(1))
+    assert list(choice.kept) == [1]
+
+
+def test_fewer_beams_have_more_candidates_each():
+    steps = FakeSteps(range(6), chunk_index=1)
+    BeamSearch(3, 2)(steps, beams(2))
+    assert steps.calls[0] == ("propose", [3, 3], 0)
+
+
+@pytest.mark.parametrize(
+    "budget", [[(2, 3), (1, 4), (3, 1)], lambda index, beams: [(2, 3), (1, 4), (3, 1)][min(index, 2)]]
+)
+def test_a_budget_gives_each_chunk_its_numbers_and_its_last_entry_goes_on(budget):
+    search = BeamSearch(3, budget=budget)
+    for index, (num_beams, total) in enumerate([(2, 6), (1, 4), (3, 3), (3, 3)]):
+        choice = search(FakeSteps(range(9), chunk_index=index), beams(1))
+        assert (len(choice.kept), len(choice.candidates)) == (num_beams, total)
+
+
+def test_a_budget_sees_the_beams():
+    seen = []
+    search = BeamSearch(2, budget=lambda index, beams: seen.append(beams) or (1, 2))
+    given = beams(2)
+    search(FakeSteps(range(2), chunk_index=3), given)
+    assert seen == [given]
+
+
+def test_a_beam_search_drops_only_where_there_is_a_choice():
+    assert not BeamSearch(3, 1).drops and BeamSearch(1, 2).drops
+    assert not BeamSearch(budget=[(1, 1), (3, 1)]).drops
+    assert BeamSearch(budget=[(3, 1), (1, 1)]).drops  # two beams go
+    assert BeamSearch(2, budget=lambda index, beams: (2, 1)).drops  # nobody knows
+
+
+def test_best_of_n_makes_each_video_by_itself_and_drops_none():
+    steps = FakeSteps([0.0, 5.0, 2.0])
+    choice = BestOfN(3)(steps, beams(1))
+    assert list(choice.kept) == [0, 1, 2] and [c.score for c in choice.candidates] == [0.0, 5.0, 2.0]
+    assert steps.calls == [("propose", [3], 0)] + [("denoise", 1), ("score", 1)] * 3
+    later = FakeSteps([0.0, None, 2.0], chunk_index=1)
+    assert list(BestOfN(3)(later, beams(3)).kept) == [0, 2]
+    assert later.calls[0] == ("propose", [1, 1, 1], 0)
+
+
+def test_early_stop_ends_when_the_best_is_clearly_ahead():
+    steps = FakeSteps([0.0, 0.1, 0.2, 0.9, 0.0, 0.0])
+    choice = EarlyStop(BeamSearch(1, 2), margin=0.5, patience=4)(steps, beams(1))
+    assert [c.score for c in choice.candidates] == [0.0, 0.1, 0.2, 0.9]
+    assert list(choice.kept) == [3]
+
+
+def test_early_stop_is_patient_for_so_many_rounds_of_one_best():
+    scores = [0.0, 5.0, 6.0, 1.0, 2.0, 3.0, 4.0, 4.0, 9.0, 9.0]
+    choice = EarlyStop(BeamSearch(2, 1), patience=3)(FakeSteps(scores), beams(1))
+    assert len(choice.candidates) == 8  # the best came in round two; rounds three and four brought no better
+    assert [choice.candidates[i].score for i in choice.kept] == [6.0, 5.0]
+
+
+def test_early_stop_has_a_last_round():
+    choice = EarlyStop(BeamSearch(1, 1), patience=2, max_rounds=5)(FakeSteps(range(9)), beams(1))
+    assert len(choice.candidates) == 5 and list(choice.kept) == [4]
+
+
+def test_rounds_draw_other_seeds():
+    steps = FakeSteps(range(20), chunk_index=1)
+    EarlyStop(BeamSearch(2, 3), patience=9, max_rounds=3)(steps, beams(2))
+    assert [call for call in steps.calls if call[0] == "propose"] == [
+        ("propose", [3, 3], first) for first in (0, 3, 6)
+    ]
+    assert len({(c.parent, c.seed) for c in steps.proposed}) == 18
+
+
+def test_early_stop_in_early_stop_still_draws_other_seeds():
+    inner = EarlyStop(BeamSearch(1, 2), patience=9, max_rounds=2)
+    steps = FakeSteps(range(20))
+    EarlyStop(inner, patience=9, max_rounds=3)(steps, beams(1))
+    assert sorted(c.seed for c in steps.proposed) == list(range(12))
+
+
+def test_early_stop_refuses_weighted_beams():
+    def weighted(steps, beams):
+        return replace(BeamSearch(1, 1)(steps, beams), log_weights=[0.0])
+
+    with pytest.raises(ValueError, match="EarlyStop compares rounds by score"):
+        EarlyStop(weighted, patience=2)(FakeSteps(range(9)), beams(1))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def video(pipe, embeds, **arguments):
+    return pipe(prompt_embeds=embeds, **{"num_frames": 57, "generator": seeded(), **REWARDS, **arguments})
+
+
+def plain(trace: SearchTrace):
+    return [(chunk.candidates, chunk.evicted, chunk.sinks) for chunk in trace.chunks], trace.final
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        BeamSearch(2, 3),
+        BeamSearch(budget=[(2, 3)]),
+        BeamSearch(2, budget=lambda index, beams: (2, 3)),
+        EarlyStop(BeamSearch(2, 3)),
+        EarlyStop(BeamSearch(2, 3), margin=0.0, patience=1),
+    ],
+    ids=["beam", "constant list", "constant function", "early stop", "one round whatever the margin"],
+)
+def test_searches_that_are_the_plain_beam_give_its_bits(toy_pipeline, embeds, search):
+    expected, given = video(toy_pipeline, embeds, num_candidates=3), video(toy_pipeline, embeds, search=search)
+    assert np.array_equal(expected.frames, given.frames)
+    assert plain(expected.trace) == plain(given.trace)
+
+
+@pytest.mark.parametrize("memory", [RewardRoutedSink(quality_threshold=-1e9), EMASink(), SlidingWindow()])
+def test_best_of_n_is_so_many_single_samples(toy_pipeline, embeds, memory):
+    single = {"num_beams": 1, "num_candidates": 1, "memory": memory, "output_type": "pt"}
+    generator = seeded(4)
+    singles = [video(toy_pipeline, embeds, **single, generator=generator) for _ in range(4)]
+    made = video(
+        toy_pipeline,
+        embeds,
+        search=BestOfN(4),
+        memory=memory,
+        num_videos_per_prompt=4,
+        output_type="pt",
+        generator=seeded(4),
+    )
+    for place, index in enumerate(made.trace.final.order):
+        assert torch.equal(made.frames[place], singles[index].frames[0])
+        own = [chunk.candidates[index] for chunk in made.trace.chunks]
+        alone = [chunk.candidates[0] for chunk in singles[index].trace.chunks]
+        assert [(c.seed, c.short, c.long, c.route) for c in own] == [(c.seed, c.short, c.long, c.route) for c in alone]
+    assert made.trace.final.scores == sorted(made.trace.final.scores, reverse=True)
+
+
+def test_best_of_n_needs_no_rewards(toy_pipeline, embeds):
+    nobody = {"image_reward": False, "video_reward": False}
+    made = video(toy_pipeline, embeds, search=BestOfN(2), num_videos_per_prompt=2, **nobody)
+    assert made.frames.shape[0] == 2 and made.trace.final.order == [0, 1]
+
+
+@dataclass
+class KeepTwice:
+    """Keeps the best candidate twice."""
+
+    num_beams: int = 2
+
+    def __call__(self, steps, beams):
+        candidates = steps.score(beams, steps.denoise(beams, steps.propose(beams, 2)))
+        best = rank(candidates)[0]
+        return Choice(candidates, [best, best], log_weights=[0.5, -0.5])
+
+
+def test_a_candidate_kept_twice_is_two_beams_with_one_memory_that_part_with_their_noise(toy_pipeline, embeds):
+    seen = []
+
+    def look(steps, beams):
+        seen.append(beams)
+        return KeepTwice()(steps, beams)
+
+    look.num_beams = 2
+    trace = video(toy_pipeline, embeds, search=look).trace
+    one, other = seen[2]
+    assert one.memory is other.memory and one.decoder_state is other.decoder_state
+    assert (one.log_weight, other.log_weight) == (0.5, -0.5)
+    assert [chunk.work.clean_passes for chunk in trace.chunks] == [1, 1, 1, 1, 0]
+    seeds = [candidate.seed for candidate in trace.chunks[2].candidates]
+    assert len(set(seeds)) == 4
+    kept = [candidate.kept_as for candidate in trace.chunks[1].candidates if candidate.kept]
+    assert kept == [[0, 1]]
+
+
+class TwiceOfMany(BestOfN):
+    """Keeps the first of several lineages twice and drops the last."""
+
+    def __call__(self, steps, beams):
+        choice = super().__call__(steps, beams)
+        return replace(choice, kept=[0, 0, *choice.kept[1:-1]])
+
+
+def test_lineages_that_are_kept_twice_part(toy_pipeline, embeds):
+    trace = video(toy_pipeline, embeds, search=TwiceOfMany(3)).trace
+    for chunk in trace.chunks:
+        assert len({candidate.seed for candidate in chunk.candidates}) == 3
+
+
+def test_a_function_is_a_search(toy_pipeline, embeds):
+    def dullest(steps, beams):
+        candidates = steps.score(beams, steps.denoise(beams, steps.propose(beams, 3)))
+        return Choice(candidates, [rank(candidates)[-1]])
+
+    trace = video(toy_pipeline, embeds, search=dullest).trace
+    for chunk in trace.chunks:
+        assert min(chunk.candidates, key=lambda c: c.score).kept
+    assert trace.config["search"] == {"name": "dullest"} and trace.config["num_beams"] == 1
+
+
+def test_a_trace_says_which_search_with_which_numbers(toy_pipeline, embeds, tmp_path):
+    trace = video(toy_pipeline, embeds, num_frames=9, search=EarlyStop(BeamSearch(2, 1), patience=2)).trace
+    assert trace.config["search"] == {
+        "name": "EarlyStop",
+        "inner": {"name": "BeamSearch", "num_beams": 2, "num_candidates": 1, "budget": None},
+        "margin": "inf",
+        "patience": 2,
+        "max_rounds": 8,
+    }
+    trace.save(tmp_path / "trace.json")
+    assert SearchTrace.load(tmp_path / "trace.json") == trace
+
+
+@pytest.mark.parametrize("max_lag", [0, 1])
+def test_any_search_streams_what_a_call_gives(toy_pipeline, embeds, max_lag):
+    for search in (BestOfN(3), KeepTwice(), EarlyStop(BeamSearch(2, 2), patience=2)):
+        arguments = {"num_frames": 57, "search": search, "max_lag": max_lag, "output_type": "pt", **REWARDS}
+        called = toy_pipeline(prompt_embeds=embeds, generator=seeded(), **arguments).frames[0]
+        chunks = list(toy_pipeline.stream(prompt_embeds=embeds, generator=seeded(), **arguments))
+        assert torch.equal(torch.cat([chunk.frames for chunk in chunks]), called)
+
+
+def test_an_estimate_knows_what_a_search_does(toy_pipeline, embeds):
+    searches = (BestOfN(3), BeamSearch(budget=[(1, 4), (3, 2), (2, 2)]), EarlyStop(BeamSearch(2, 2)))
+    for search in searches:
+        estimate = toy_pipeline.estimate(num_frames=57, search=search, **REWARDS)
+        trace = video(toy_pipeline, embeds, search=search).trace
+        for name in ("forwards", "clean_passes", "latents_decoded", "frames_scored"):
+            assert getattr(estimate, name) == sum(getattr(chunk.work, name) for chunk in trace.chunks)
+    bounded = toy_pipeline.estimate(num_frames=57, search=EarlyStop(BeamSearch(2, 2), patience=2), **REWARDS)
+    assert (bounded.least_forwards, bounded.forwards) == (5 * 16, 5 * 16 * 8)
+    assert str(bounded).startswith("5 chunks: 80 to 640 forwards")
+    with pytest.raises(ValueError, match="KeepTwice does not say what it does.*work"):
+        toy_pipeline.estimate(search=KeepTwice(), **REWARDS)
+
+
+# Bad input
+
+
+def gives(choice):
+    """A search that gives `choice(candidates)` of two finished ones and a lost one."""
+
+    def own(steps, beams):
+        candidates = steps.score(beams, steps.denoise(beams, steps.propose(beams, [3] + [0] * (len(beams) - 1))))
+        return choice([*candidates[:2], replace(candidates[2], lost="dark")])
+
+    return own
+
+
+def unfinished(candidates):
+    return [replace(candidate, step=1) for candidate in candidates]
+
+
+@pytest.mark.parametrize(
+    "choice, error, message",
+    [
+        (lambda c: c, TypeError, "own gave a list; a search gives a `Choice"),
+        (lambda c: None, TypeError, "own gave a NoneType"),
+        (lambda c: Choice(c, []), ValueError, "own keeps nothing of 3 candidates; keep 1 to 1"),
+        (lambda c: Choice([], []), ValueError, "own tried no candidate"),
+        (lambda c: Choice(c, [3]), ValueError, "own keeps candidate 3 of 3"),
+        (lambda c: Choice(c, [-1]), ValueError, "own keeps candidate -1"),
+        (lambda c: Choice(c, [2]), ValueError, "own keeps candidate 2, which was lost: dark"),
+        (lambda c: Choice(c, [0, 1]), ValueError, "own keeps 2 candidates, and says that it keeps at most 1"),
+        (lambda c: Choice(c, [0.5]), TypeError, "own keeps 0.5"),
+        (lambda c: Choice(c, [True]), TypeError, "own keeps True"),
+        (lambda c: Choice(c, [0], log_weights=[0.0, 1.0]), ValueError, "own gave 2 `log_weights` for 1 beams"),
+        (lambda c: Choice(c, [0], log_weights=[float("nan")]), ValueError, "`log_weights`.*finite"),
+        (lambda c: Choice(unfinished(c), [0]), ValueError, "own keeps candidate 0 with 1 of 4 steps done"),
+        (lambda c: Choice([replace(c[0], parent=4)], [0]), ValueError, "own keeps candidate 0 of parent 4"),
+        (lambda c: Choice([1, 2], [0]), TypeError, "own gave `candidates` that are not all of `Candidate`"),
+    ],
+)
+def test_a_choice_that_is_none_is_told_before_the_clean_pass(toy_pipeline, embeds, choice, error, message):
+    passes = []
+
+    def note(module, args, kwargs):
+        passes.append(float(kwargs["timestep"][0]))
+
+    handle = toy_pipeline.transformer.register_forward_pre_hook(note, with_kwargs=True)
+    with pytest.raises(error, match=message):
+        video(toy_pipeline, embeds, search=gives(choice))
+    handle.remove()
+    assert 0.0 not in passes
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"search": BeamSearch}, TypeError, r"`search` is the class BeamSearch; give an object.*BeamSearch\(\)"),
+        ({"search": 3}, TypeError, "`search` is a int; it must be a callable"),
+        ({"search": "beam"}, TypeError, "`search` is a str"),
+        ({"search": BeamSearch(2, 2), "num_beams": 2}, ValueError, "`num_beams` is 2, and `search` is BeamSearch"),
+        ({"search": BestOfN(2), "num_candidates": 1}, ValueError, "`num_candidates` is 1, and `search` is BestOfN"),
+        ({"search": BestOfN(2), "num_videos_per_prompt": 3}, ValueError, "`num_videos_per_prompt` is 3.*2, are kept"),
+        ({"search": BestOfN(2), "candidate_seeds": "reference"}, ValueError, "videos of BestOfN alike"),
+        (
+            {"search": BestOfN(2), "score_normalization": "rank"},
+            ValueError,
+            "`score_normalization` is 'rank'.*BestOfN",
+        ),
+        ({"search": KeepTwice(num_beams=0)}, ValueError, "`num_beams` of KeepTwice is 0; it must be 1 or more"),
+        ({"search": KeepTwice(num_beams=1.5)}, TypeError, "`num_beams` of KeepTwice is 1.5"),
+        ({"search": BeamSearch(2, 2), "image_reward": False, "video_reward": False}, ValueError, "BeamSearch.*drops"),
+        ({"num_candidates": 2, "image_reward": False, "video_reward": False}, ValueError, "2 candidates.*no reward"),
+    ],
+)
+def test_a_search_that_cannot_be_is_told_before_any_work(toy_pipeline, embeds, arguments, error, message):
+    handle = toy_pipeline.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the transformer was called"))
+    with pytest.raises(error, match=message):
+        video(toy_pipeline, embeds, **arguments)
+    handle.remove()
+
+
+def test_a_candidate_kept_twice_needs_seeds_of_its_own(toy_pipeline, embeds):
+    with pytest.raises(ValueError, match="KeepTwice keeps a candidate twice"):
+        video(toy_pipeline, embeds, search=KeepTwice(), candidate_seeds="reference")
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: BeamSearch(0), ValueError, "`num_beams` of BeamSearch is 0; it must be 1 or more"),
+        (lambda: BeamSearch(2, 1.5), TypeError, "`num_candidates` of BeamSearch is 1.5"),
+        (lambda: BeamSearch(budget=[]), ValueError, r"`budget` of BeamSearch is \[\]"),
+        (lambda: BeamSearch(budget=[(2, 2), (0, 2)]), ValueError, r"`num_beams` in `budget\[1\]` of BeamSearch is 0"),
+        (lambda: BeamSearch(budget=[(2,)]), ValueError, r"`budget\[0\]` of BeamSearch is \(2,\)"),
+        (lambda: BeamSearch(budget="22"), ValueError, "`budget` of BeamSearch is '22'"),
+        (lambda: BestOfN(0), ValueError, "`num_videos` of BestOfN is 0"),
+        (lambda: EarlyStop(BeamSearch), TypeError, "`search` is the class BeamSearch"),
+        (lambda: EarlyStop(BeamSearch(), margin=float("nan")), ValueError, "`margin` of EarlyStop is nan"),
+        (lambda: EarlyStop(BeamSearch(), margin="1"), TypeError, "`margin` of EarlyStop is '1'"),
+        (lambda: EarlyStop(BeamSearch(), patience=0), ValueError, "`patience` of EarlyStop is 0"),
+    ],
+)
+def test_numbers_that_fit_no_search_are_refused_with_its_name(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_budget_of_more_beams_than_promised_is_told_at_its_chunk(toy_pipeline, embeds):
+    with pytest.raises(ValueError, match=r"`budget` of BeamSearch gave 3 beams for chunk 1.*BeamSearch\(3"):
+        video(toy_pipeline, embeds, search=BeamSearch(2, budget=lambda index, beams: (2 + index, 1)))
