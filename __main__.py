@@ -80,13 +80,14 @@ def _command_first(argv: list[str]) -> list[str]:
 
 
 def _takes_value(command: str, option: str) -> bool:
-    """Whether the argument after `option` is its value."""
+    """Whether the argument after `option` is its value, for this command or for the one that may be left out."""
     if not option.startswith("-") or "=" in option:
         return False
-    module = import_module(f".commands.{command.replace('-', '_')}", __package__)
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    actions = {text: action for action in parser._actions for text in action.option_strings}
+    actions = {}
+    for name in ("generate", command):
+        parser = argparse.ArgumentParser()
+        import_module(f".commands.{name.replace('-', '_')}", __package__).add_arguments(parser)
+        actions |= {text: action for action in parser._actions for text in action.option_strings}
     return option in actions and actions[option].nargs != 0
 
 

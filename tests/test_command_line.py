@@ -112,6 +112,7 @@ def test_so_it_is_after_options(capsys):
         ["--seed", "3", "--overwrite", "generate", "a red circle"],
         ["a\tred circle", "--seed", "3", "--overwrite", "-o", "generate"],
         ["-o", "generate", "--seed", "3", "--overwrite", "a red circle"],
+        ["-o", "convert", "--seed", "3", "--overwrite", "a red circle"],
     ],
 )
 def test_a_prompt_with_a_blank_is_one_and_options_may_come_first(monkeypatch, arguments):
