@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from .chunk_steps import ChunkSteps
 from .loaders.folder import FolderMixin
 from .loaders.hooks import HooksMixin
-from .models.alignment import align_models
+from .models.alignment import align_weights_for
 from .models.components import check_model, check_models_fit
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import ChunkMemory
@@ -367,7 +367,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         request = plan.request
         self.begin_step(plan.num_steps, None, request.attention_kwargs)
         if plan.device.type == "cpu":
-            align_models(plan, [self.text_encoder, self.transformer, self.vae], self._own_models)
+            align_weights_for(plan, (self.text_encoder, self.transformer, self.vae), own=self._own_models)
         prompt_embeds = request.prompt_embeds
         if prompt_embeds is None:
             prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)

@@ -30,7 +30,7 @@ from ..evaluation.results import (
 from ..evaluation.running import Evaluation
 from ..evaluation.suites import NORMAL_FRAMES, Suite, comparison, read_prompts
 from ..loaders.saving import filled_folder
-from .generate import load_model
+from .generate import load_demo, load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "spreads the videos over processes, GPUs and machines. A run that was killed goes on with the same command; "
         "one that is started twice waits for the first."
     )
-    parser.add_argument("--model", required=True, help="folder or Hub id that StreamT1Pipeline loads")
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="UTF-8, one prompt in each line")
+    parser.add_argument("--model", help="folder or Hub id that StreamT1Pipeline loads; default: the demo")
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompts", type=Path, metavar="FILE", help="UTF-8, one prompt in each line")
+    prompts.add_argument("--prompt", action="append", metavar="TEXT", help="repeat for more")
     add_folder_arguments(parser)
     parser.add_argument("--image-reward", help="folder or Hub id of a converted reward")
     parser.add_argument("--video-reward", help="likewise")
@@ -116,7 +118,7 @@ def counts(text: str) -> list[int]:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Compares methods on a model."""
-    options.prompts = read_prompts(options.prompts)
+    options.prompts = options.prompt or read_prompts(options.prompts)
     run_comparison(options, load_evaluation, choose_suites)
 
 
@@ -185,7 +187,7 @@ def load_evaluation(options: argparse.Namespace, device: torch.device) -> Evalua
     Raises:
         ValueError: nothing is measured, or a method has no reward to search by.
     """
-    pipe = load_model(options.model)
+    pipe = load_demo() if options.model is None else load_model(options.model)
     for name in ("image_reward", "video_reward"):
         if getattr(options, name) is not None:
             setattr(pipe, name, getattr(options, name))

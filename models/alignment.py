@@ -7,7 +7,7 @@ for bit, wherever they came from.
 
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,19 +28,6 @@ _moved: dict[int, _Moved] = {}  # by the weight's id; pipelines share models, an
 _lock = threading.RLock()
 
 
-def align_models(user: object, models: Iterable[torch.nn.Module | None], own: Iterable[torch.nn.Module]) -> None:
-    """Aligns the weights of models that are in the CPU's memory: for good where they are a pipeline's own.
-
-    Args:
-        user: until it is no more, the others' weights stay aligned.
-        own: those that nobody else has.
-    """
-    own = list(own)
-    align_weights_for(user, [m for m in models if m is not None and not any(m is each for each in own)])
-    for model in own:
-        align_weights(model)
-
-
 def align_weights(model: torch.nn.Module) -> None:
     """Copies weights that do not lie at a multiple of 64 bytes of the CPU's memory to where they do, in place."""
     for tensor in _plain_weights(model):
@@ -48,11 +35,23 @@ def align_weights(model: torch.nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
-def align_weights_for(user: object, models: Iterable[torch.nn.Module]) -> None:
-    """Does so until `user` is no more; then they lie where they did, and the models' owner gets the bits of before."""
+def align_weights_for(
+    user: object, models: Iterable[torch.nn.Module | None], own: Sequence[torch.nn.Module] = ()
+) -> None:
+    """Does so until `user` is no more; then they lie where they did, and the models' owner gets the bits of before.
+
+    Args:
+        own: those of the models that nobody else uses; their weights stay where they are put.
+    """
+    shared = []
+    for model in models:
+        if any(model is each for each in own):
+            align_weights(model)
+        elif model is not None:  # a compiled one has no truth value
+            shared.append(model)
     moved = []
     with _lock:
-        for tensor in (tensor for model in models for tensor in _plain_weights(model)):
+        for tensor in (tensor for model in shared for tensor in _plain_weights(model)):
             if id(tensor) not in _moved and tensor.data_ptr() % ALIGNMENT:
                 _moved[id(tensor)] = _Moved(tensor, tensor.data)
                 tensor.data = tensor.data.clone()

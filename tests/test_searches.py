@@ -401,10 +401,14 @@ def test_a_choice_that_is_none_is_told_before_the_clean_pass(toy_pipeline, embed
             ValueError,
             "`score_normalization` is 'rank'.*BestOfN",
         ),
-        ({"search": KeepTwice(num_beams=0)}, ValueError, "`num_beams` of `search`, KeepTwice, is 0; it must be 1 or more"),
+        ({"search": KeepTwice(num_beams=0)}, ValueError, "`num_beams` of `search`, KeepTwice, is 0; it must be"),
         ({"search": KeepTwice(num_beams=1.5)}, TypeError, "`num_beams` of `search`, KeepTwice, is 1.5"),
         ({"search": BeamSearch(2, 2), "image_reward": False, "video_reward": False}, ValueError, "BeamSearch.*drops"),
-        ({"num_candidates": 2, "image_reward": False, "video_reward": False}, ValueError, "`num_candidates`, 2, drop candidates.*no reward"),
+        (
+            {"num_candidates": 2, "image_reward": False, "video_reward": False},
+            ValueError,
+            "`num_candidates`, 2, drop candidates.*no reward",
+        ),
     ],
 )
 def test_a_search_that_cannot_be_is_told_before_any_work(toy_pipeline, embeds, arguments, error, message):
