@@ -431,11 +431,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         return ChunkSteps(self, search.inputs, search.prompt, search.chunk_index)
 
     def _advance(self, search: PromptSearch, *, is_first: bool) -> bool:
-        """One chunk: beams to candidates to beams. False when interrupted before it was finished.
-
-        Args:
-            is_first: whether the call has finished no chunk yet.
-        """
+        """Makes a chunk, the call's first or a later one. False when interrupted before it was finished."""
         steps = self._chunk_steps(search)
         try:
             made = None if self._interrupt else self._choose(search, steps)
@@ -555,11 +551,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         """
         if self.transformer is None:
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
-        request.check(
-            has_vae=self.vae is not None,
-            text_dim=self.transformer.config.text_dim,
-            tensor_inputs=self._callback_tensor_inputs,
-        )
+        text_dim, tensor_inputs = self.transformer.config.text_dim, self._callback_tensor_inputs
+        request.check(has_vae=self.vae is not None, text_dim=text_dim, tensor_inputs=tensor_inputs)
         if request.prompt is not None:
             check_encoding(self.tokenizer, self.text_encoder, request.max_sequence_length)
         for name, monitor in (request.monitors or {}).items():
@@ -581,11 +574,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
 
 
 def _let_go(error: BaseException, searches: list[PromptSearch], num_given: int = 0) -> None:
-    """Takes the search's tensors out of an error on its way to the caller, and puts in what was finished.
-
-    Args:
-        num_given: chunks of a stream that the caller has.
-    """
+    """Takes the search's tensors out of an error, and puts in what was finished after so many chunks were given."""
     clear_variables(error)
     if isinstance(error, NoCandidateLeftError):
         error.frames = _videos(searches, searches[0].plan.request.output_type, num_given)

@@ -364,7 +364,8 @@ def takes_request(
         own = inspect.signature(method)
         first = next(iter(own.parameters.values()))
         called.__signature__ = own.replace(parameters=[first, *arguments])
-        called.__doc__ = f"{inspect.cleandoc(method.__doc__)}\n\n{_arguments_section(request)}"
+        before, returns, after = inspect.cleandoc(method.__doc__).partition("Returns:\n")
+        called.__doc__ = f"{before}{_arguments_section(request)}\n\n{returns}{after}"
         return called
 
     return decorate
