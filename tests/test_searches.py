@@ -397,7 +397,7 @@ def test_a_candidate_kept_twice_needs_seeds_of_its_own(toy_pipeline, embeds):
         (lambda: BeamSearch(budget=[(2,)]), ValueError, r"`budget\[0\]` of BeamSearch is \(2,\)"),
         (lambda: BeamSearch(budget="22"), ValueError, "`budget` of BeamSearch is '22'"),
         (lambda: BestOfN(0), ValueError, "`num_videos` of BestOfN is 0"),
-        (lambda: EarlyStop(BeamSearch), TypeError, "`search` is the class BeamSearch"),
+        (lambda: EarlyStop(BeamSearch), TypeError, "`inner` is the class BeamSearch"),
         (lambda: EarlyStop(BeamSearch(), margin=float("nan")), ValueError, "`margin` of EarlyStop is nan"),
         (lambda: EarlyStop(BeamSearch(), margin="1"), TypeError, "`margin` of EarlyStop is '1'"),
         (lambda: EarlyStop(BeamSearch(), patience=0), ValueError, "`patience` of EarlyStop is 0"),
