@@ -25,6 +25,7 @@ from .models.prompt import ChunkPrompts, Prompt
 from .models.streaming_decoder import StreamingWanDecoder
 from .rewards.arguments import chosen_reward
 from .rewards.scoring import RewardScore, score_clips
+from .schedulers.few_step_flow_match import MAX_STEPS
 from .search.beam import RELEASED, Beam, Candidate, lose, newest, set_aside
 from .search.choice import answer_of
 from .search.geometry import whole_number
@@ -417,7 +418,10 @@ class ChunkSteps:
         """
         if self.is_last:
             raise ValueError(f"Chunk {self.chunk_index} is the video's last; there is none ahead.")
-        levels = None if num_steps is None else (*self.pipe.scheduler.schedule(num_steps), 0.0)
+        levels = None
+        if num_steps is not None:
+            num_steps = whole_number("num_steps", num_steps, least=1, most=MAX_STEPS)
+            levels = (*self.pipe.scheduler.schedule(num_steps), 0.0)
         arguments = {"levels": levels, "work": self.work}
         return ChunkSteps(self.pipe, self.inputs, self.next_prompt, self.chunk_index + 1, **arguments)
 

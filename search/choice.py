@@ -103,7 +103,7 @@ def check_search(search: object, argument: str = "search") -> None:
             "`Choice`, such as BeamSearch(2, 4)."
         )
     check_takes(argument, search, ("steps", "beams"))
-    of = f" of `{argument}`, {search_name(search)},"
+    of = f" of {search_name(search)}"
     for name in ("num_beams", "num_lineages"):
         geometry.whole_number(name, getattr(search, name, 1), least=1, of=of)
     for name in ("drops", "compares_rounds"):
@@ -115,9 +115,8 @@ def check_takes(name: str, function: Callable, arguments: Sequence[str]) -> None
     Raises:
         TypeError: `function` cannot be called with so many arguments, as far as its signature is known.
     """
-    is_module = isinstance(function, torch.nn.Module) and type(function).__call__ is torch.nn.Module.__call__
     try:
-        signature = inspect.signature(function.forward if is_module else function)
+        signature = inspect.signature(function)  # of a module not its `forward`: hooks may come before that
     except (TypeError, ValueError):  # some of C's have none
         return
     try:
@@ -148,8 +147,8 @@ def check_choice(
         raise TypeError(f"{name} gave a {type(choice).__name__}; a search gives a `Choice(candidates, kept)`.")
     candidates = choice.candidates
     if not isinstance(candidates, list | tuple) or not all(isinstance(each, beam.Candidate) for each in candidates):
-        raise TypeError(f"{name} gave `candidates` that are no list of `Candidate`.")
-    kept, reserve = _indices(choice.kept, f"{name}: `kept`"), _indices(choice.reserve, f"{name}: `reserve`")
+        raise TypeError(f"{name} gave `candidates` that are not all of `Candidate`, in a list.")
+    kept, reserve = _indices(choice.kept, name), _indices(choice.reserve, name)
     if not candidates:
         raise ValueError(f"{name} tried no candidate; `candidates` of its `Choice` is empty.")
     for index in (*kept, *reserve):
@@ -175,7 +174,7 @@ def check_choice(
     return Choice(list(candidates), kept, _weights(choice, name), reserve)
 
 
-def _indices(values: object, what: str) -> list[int]:
+def _indices(values: object, who: str) -> list[int]:
     """Whole numbers as Python's own, from a list or a one-dimensional array or tensor of them.
 
     Raises:
@@ -183,10 +182,11 @@ def _indices(values: object, what: str) -> list[int]:
     """
     values = _as_list(values)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise TypeError(f"{what} is a {type(values).__name__}; it must be a list of indices into `candidates`.")
+        given = f"a {type(values).__name__}"
+        raise TypeError(f"{who} keeps {given}; `kept` holds indices into `candidates`, in a list.")
     for index in values:
         if not isinstance(index, Integral) or isinstance(index, bool):
-            raise TypeError(f"{what} has {index!r}; it holds indices into `candidates`, whole numbers.")
+            raise TypeError(f"{who} keeps {index!r}; `kept` holds indices into `candidates`, whole numbers.")
     return [int(index) for index in values]
 
 
@@ -224,7 +224,7 @@ def kept_by_callback(answer: object, candidates: "Sequence[beam.Candidate]", num
     kept = answer_of("callback_on_chunk_end", answer, ("candidates", "kept")).get("kept")
     if kept is None:
         return None
-    kept = _indices(kept, "`callback_on_chunk_end` returned `kept`, which")
+    kept = _indices(kept, "`callback_on_chunk_end`")
     possible = [index for index in beam.alive_indices(candidates) if candidates[index].is_finished]
     if not 1 <= len(kept) <= num_beams or len({*kept} & {*possible}) != len(kept):
         raise ValueError(

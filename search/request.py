@@ -187,11 +187,11 @@ class VideoRequest:
             search = beam_search.BeamSearch(*numbers)
         name, most = choice.search_name(search), choice.most_kept(search)
         if getattr(search, "drops", True) and not has_reward and self.callback_on_chunk_end is None:
-            who = f"`search`, {name}, drops"
+            who = f"`search`, {name},"
             if self.search is None:
-                who = f"`num_beams`, {most}, and `num_candidates`, {search.num_candidates}, drop"
+                who = f"{name} of `num_beams` and `num_candidates`, with {search.num_candidates} candidates per beam,"
             raise ValueError(
-                f"{who} candidates, and there is no reward to say which. Give `image_reward` or "
+                f"{who} drops candidates, and there is no reward to say which. Give `image_reward` or "
                 "`video_reward`, or make a plain sample: `num_beams=1, num_candidates=1`."
             )
         if self.num_videos_per_prompt > most:

@@ -272,7 +272,7 @@ def test_a_prompt_that_a_callback_changes_changes_for_all_beams_of_a_chunk_alike
         (lambda s, b: s.denoise(b, s.propose(b, 1), until=5), ValueError, "`until` is 5; it must be 4 or less"),
         (lambda s, b: s.denoise(b, s.propose(b, 1), until=0), ValueError, "`until` is 0"),
         (lambda s, b: s.commit(b, s.propose(b, 1)), ValueError, "Candidate 0 is lost or unfinished"),
-        (lambda s, b: s.ahead(num_steps=9), ValueError, "9 steps"),
+        (lambda s, b: s.ahead(num_steps=9), ValueError, "`num_steps` is 9; it must be 8 or less"),
     ],
 )
 def test_a_step_that_cannot_be_is_told(toy_pipeline, embeds, call, error, message):
