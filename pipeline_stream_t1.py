@@ -44,8 +44,10 @@ from .rewards.monitoring import watched_scores
 from .rewards.scoring import clear_variables, score_clips
 from .rewards.shipped import SHIPPED_REWARDS  # noqa: F401 - registers every kind of reward, for folders and Hub ids
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
+from .search.answers import check_choice, kept_by_callback
+from .search.arguments import takes_request
 from .search.beam import Beam, Candidate
-from .search.choice import Choice, check_choice, kept_by_callback, most_kept
+from .search.choice import Choice, most_kept, search_name
 from .search.estimate import RunEstimate, estimate_run
 from .search.geometry import VideoGeometry, check_chunk_multiple, real_number, whole_number
 from .search.memory_sinking import MemoryPolicy
@@ -54,8 +56,9 @@ from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineO
 from .search.plan import PromptPlan, SearchPlan, check_plan
 from .search.policy_config import check_policy, policy_config, policy_positions, policy_sink_frames
 from .search.prompt_search import PromptSearch
-from .search.request import StreamRequest, VideoRequest, check_texts, takes_request
-from .search.reward_pruning import order_by
+from .search.request import StreamRequest, VideoRequest
+from .search.request_checks import check_texts
+from .search.reward_pruning import mean_score, order_by
 from .search.running import RunningMixin, SearchInterrupted
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
 from .search.trace import ChunkTrace, FinalTrace
@@ -460,22 +463,24 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         Raises:
             ValueError, TypeError: the search or the callback gives no possible choice.
         """
-        plan, beams = search.plan, search.beams
+        plan, beams, request = search.plan, search.beams, search.plan.request
+        at_most = most_kept(plan.search)  # before foreign code has run
         made = check_choice(
-            plan.search(steps, beams),
-            plan.search,
-            len(beams),
-            may_repeat=plan.request.candidate_seeds == "independent",
+            plan.search(steps, list(beams)),
+            search_name(plan.search),
+            chunk_index=search.chunk_index,
+            num_parents=len(beams),
+            at_most=at_most,
+            has_reward=plan.has_reward,
+            may_repeat=request.candidate_seeds == "independent",
         )
         made = search.agreeing(made)
-        if plan.request.trace_thumbnails:
+        if request.trace_thumbnails:
             made = replace(made, candidates=steps.decode(beams, made.candidates))
-        if made.kept and plan.request.callback_on_chunk_end is not None:
+        if made.kept and request.callback_on_chunk_end is not None:
             state = {"candidates": list(made.candidates), "kept": list(made.kept)}
-            answer = plan.request.callback_on_chunk_end(self, search.chunk_index, state)
-            kept = kept_by_callback(answer, made.candidates, most_kept(plan.search))
-            if kept is not None:
-                made = search.agreeing(Choice(made.candidates, kept))
+            answer = request.callback_on_chunk_end(self, search.chunk_index, state)
+            made = search.agreeing(kept_by_callback(answer, made, at_most))
         if plan.has_pixels:
             kept = [made.candidates[index] for index in dict.fromkeys(made.kept)]
             decoded = dict(zip(dict.fromkeys(made.kept), steps.decode(beams, kept), strict=True))
@@ -505,7 +510,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         if plan.request.final_selection == "score" or not plan.has_reward:
             return order_by("score", [beam.score for beam in beams])
         if plan.video_reward is None:
-            return order_by("image_reward", [sum(beam.short) / len(beam.short) for beam in beams])
+            return order_by("image_reward", [mean_score(beam.short) for beam in beams])
         videos = torch.stack([torch.cat(beam.frames) for beam in beams])
         results = score_clips(plan.video_reward, videos, search.inputs.reward_words, plan.fps, name="video_reward")
         for index, result in enumerate(results):

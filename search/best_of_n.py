@@ -22,6 +22,7 @@ class BestOfN:
     num_videos: int
 
     drops = False
+    ranks = False  # in the order of their seeds
     compares_rounds = True  # every video is scored alone
 
     def __post_init__(self) -> None:

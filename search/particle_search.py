@@ -84,6 +84,10 @@ class ParticleSearch:
         return self.num_particles
 
     @property
+    def ranks(self) -> bool:
+        return self.strength != 0.0
+
+    @property
     def drops(self) -> bool:
         return self.strength != 0.0
 
