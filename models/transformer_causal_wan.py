@@ -113,8 +113,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
         Raises:
             TypeError: `transformer` is neither a stock Wan transformer nor a causal one.
-            ValueError: it is conditioned on an image, or under group offload already, whose hooks hold on to the
-                stock forward.
+            ValueError: it is conditioned on an image, or under group offload or a step cache already, whose hooks hold
+                on to the stock forward.
         """
         module = getattr(transformer, "_orig_mod", transformer)  # what `torch.compile(model)` wraps
         if not isinstance(module, WanTransformer3DModel):
@@ -129,11 +129,15 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             )
         if isinstance(module, cls):
             return transformer
-        if getattr(module, "_diffusers_hook", None) is not None:
+        registry = getattr(module, "_diffusers_hook", None)  # empty once `WanPipeline` has run
+        if registry is not None and registry.hooks:
             raise ValueError(
-                "`transformer` is already under group offload. Build the pipeline first, then call "
-                "`pipe.enable_group_offload(...)`."
+                f"`transformer` carries hooks that hold on to its stock forward: {', '.join(registry.hooks)}. For "
+                "group offload, build the pipeline first, then call `pipe.enable_group_offload(...)`; a step cache is "
+                "ended by `transformer.disable_cache()`."
             )
+        if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
+            del module.forward  # a hook that was removed leaves the stock one, which would hide the causal one
         module.__class__ = cls
         module._install_processors()
         if hasattr(module, "_old_forward"):  # accelerate's hook captured the stock forward

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import toy_transformer
-from diffusers import AutoModel, WanTransformer3DModel
+from diffusers import AutoModel, FasterCacheConfig, WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
@@ -246,13 +246,33 @@ def test_a_hook_that_was_there_before_calls_the_causal_forward(embeds):
     assert torch.equal(adopted(*inputs, memory=context_of(adopted, ChunkMemory())).sample, expected)
 
 
+@torch.no_grad()
+def test_a_hook_that_was_removed_hides_the_causal_forward_no_more(embeds):
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    stock = WanTransformer3DModel.from_config(toy_transformer().config).eval()
+    remove_hook_from_module(add_hook_to_module(stock, ModelHook()))
+    adopted = CausalWanTransformer3DModel.adopt(stock)
+    inputs = (noise(1, 4, 3, 4, 4), torch.tensor([625.0]), embeds)
+    assert adopted(*inputs, memory=context_of(adopted, ChunkMemory())).sample.shape == inputs[0].shape
+
+
+def test_a_transformer_under_a_step_cache_is_taken_once_it_is_disabled():
+    stock = WanTransformer3DModel.from_config(toy_transformer().config)
+    stock.enable_cache(FasterCacheConfig(current_timestep_callback=lambda: 0, is_guidance_distilled=True))
+    with pytest.raises(ValueError, match="carries hooks.*: faster_cache.*disable_cache"):
+        CausalWanTransformer3DModel.adopt(stock)
+    stock.disable_cache()
+    assert CausalWanTransformer3DModel.adopt(stock).forward.__func__ is CausalWanTransformer3DModel.forward
+
+
 def test_a_transformer_under_group_offload_is_refused():
     from diffusers.hooks import apply_group_offloading
 
     stock = WanTransformer3DModel.from_config(toy_transformer().config)
     cpu = torch.device("cpu")
     apply_group_offloading(stock, onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
-    with pytest.raises(ValueError, match="already under group offload.*enable_group_offload"):
+    with pytest.raises(ValueError, match="carries hooks.*: group_offloading.*enable_group_offload"):
         CausalWanTransformer3DModel.adopt(stock)
 
 
