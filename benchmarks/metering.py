@@ -91,8 +91,8 @@ class ChunkMeter:
         chunk.video_bytes = sum(x.nbytes for c in kept for x in (c.frames, c.latents) if x is not None)
 
     def _before_forward(self, transformer: torch.nn.Module, args: tuple, kwargs: dict[str, object]) -> None:
-        latents, memory = kwargs["hidden_states"], kwargs["memory"]
-        is_clean_pass = memory.record is not None
+        latents, context = kwargs["hidden_states"], kwargs["context"]
+        is_clean_pass = context.record is not None
         if not is_clean_pass and (not self.chunks or self.chunks[-1].is_pruned):
             self._close_chunk()
             self.chunks.append(ChunkRecord())
@@ -100,9 +100,9 @@ class ChunkMeter:
             is_clean_pass=is_clean_pass,
             batch_size=latents.shape[0],
             chunk_tokens=latents[0, 0].numel() // self.patch_latents,
-            context_tokens=0 if memory.key is None else memory.key.shape[1],
+            context_tokens=0 if context.key is None else context.key.shape[1],
             text_tokens=kwargs["encoder_hidden_states"].shape[1],
-            fills_prompt=not memory.prompt.is_filled,
+            fills_prompt=not context.prompt.is_filled,
         )
         self._begin = time.perf_counter()
 

@@ -39,7 +39,7 @@ class Reading(Sight):
 
     def probability(self, caption: Caption) -> torch.Tensor:
         """Of every window (windows,), that all the caption says is so: the product over its attributes."""
-        product = torch.ones(len(self.probabilities["shape"]))
+        product = torch.ones_like(self.probabilities["shape"][:, 0])
         for attribute, values in VALUES.items():
             wanted = getattr(caption, attribute)
             if wanted is not None:

@@ -90,7 +90,7 @@ def find_method(name: str) -> Method:
         ) from None
 
 
-def num_candidates(method: Method, budget: int, num_steps: int) -> int:
+def candidates_per_chunk(method: Method, budget: int, num_steps: int) -> int:
     """Number of candidates of a chunk that the budget pays for.
 
     Raises:
@@ -121,7 +121,7 @@ def make_video(
     Raises:
         ValueError: the method can't spend the budget; or what the pipeline raises.
     """
-    count = num_candidates(method, budget, len(pipe.config.denoising_steps))
+    count = candidates_per_chunk(method, budget, len(pipe.config.denoising_steps))
     arguments |= {"prompt": prompt, "generator": torch.Generator().manual_seed(seed), "output_type": "pt"}
     arguments |= {"memory": method.memory, "noise_correlation": method.noise_correlation}
     if not method.has_rewards:

@@ -16,7 +16,7 @@ WATCHED = {
     "motion": MotionReward(),
     "legibility": LegibilityReward(),
     "sharpness": SharpnessReward(),
-    "seam": ChunkSeamReward(chunk_frames=12),
+    "seam": ChunkSeamReward(frames_per_chunk=12),
 }
 
 

@@ -9,7 +9,6 @@ Axes: B batch, C channels, F latent frames, H and W latent height and width, L t
 
 import functools
 import json
-import types
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -19,7 +18,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor, _get
 from diffusers.utils.peft_utils import apply_lora_scale
 
 from . import memory as chunk_memory
-from . import rotary
+from . import rotary, second_module
 
 
 class CausalWanAttnProcessor(WanAttnProcessor):
@@ -82,10 +81,10 @@ class CausalWanAttnProcessor(WanAttnProcessor):
 class CausalWanTransformer3DModel(WanTransformer3DModel):
     """`WanTransformer3DModel` that can attend to a memory of earlier chunks.
 
-    State dict, config and, without `memory`, outputs are those of the stock class.
+    State dict, config and, without `context`, outputs are those of the stock class.
     """
 
-    _skip_keys = ["memory"]  # offload hooks must not rebuild it
+    _skip_keys = ["context"]  # offload hooks must not rebuild it
 
     @functools.wraps(WanTransformer3DModel.__init__)  # diffusers reads a model's config keys off this signature
     def __init__(self, *args, **kwargs) -> None:
@@ -96,8 +95,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         for block in self.blocks:
             for attention in (block.attn1, block.attn2):
                 stock, processor = attention.processor, CausalWanAttnProcessor()
-                processor._attention_backend = stock._attention_backend
-                processor._parallel_config = stock._parallel_config
+                for name in ("_attention_backend", "_parallel_config"):
+                    setattr(processor, name, getattr(stock, name, None))  # a user's processor may lack them
                 attention.set_processor(processor)
 
     def to_json_string(self) -> str:
@@ -107,14 +106,14 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
     @classmethod
     def adopt(cls, transformer: WanTransformer3DModel) -> "CausalWanTransformer3DModel":
-        """Makes a causal transformer of a stock one, in place: same object, same weights, same hooks.
+        """A causal transformer over the weights of a stock one, which stays what it is and goes on serving others.
 
-        It goes on serving `WanPipeline`, and modules that are quantised, compiled or carry a LoRA stay as they are.
+        Modules that are quantised, compiled, hooked or carry a LoRA are so in both: see `second_module`. One that is
+        causal already is returned as it is.
 
         Raises:
             TypeError: `transformer` is neither a stock Wan transformer nor a causal one.
-            ValueError: it is conditioned on an image, or under group offload or a step cache already, whose hooks hold
-                on to the stock forward.
+            ValueError: it is conditioned on an image, or under group offload or a step cache already.
         """
         module = getattr(transformer, "_orig_mod", transformer)  # what `torch.compile(model)` wraps
         if not isinstance(module, WanTransformer3DModel):
@@ -129,20 +128,9 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             )
         if isinstance(module, cls):
             return transformer
-        registry = getattr(module, "_diffusers_hook", None)  # empty once `WanPipeline` has run
-        if registry is not None and registry.hooks:
-            raise ValueError(
-                f"`transformer` carries hooks that hold on to its stock forward: {', '.join(registry.hooks)}. For "
-                "group offload, build the pipeline first, then call `pipe.enable_group_offload(...)`; a step cache is "
-                "ended by `transformer.disable_cache()`."
-            )
-        if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
-            del module.forward  # a hook that was removed leaves the stock one, which would hide the causal one
-        module.__class__ = cls
-        module._install_processors()
-        if hasattr(module, "_old_forward"):  # accelerate's hook captured the stock forward
-            module._old_forward = types.MethodType(cls.forward, module)
-        return transformer
+        adopted = second_module.second_module(transformer, cls)
+        getattr(adopted, "_orig_mod", adopted)._install_processors()
+        return adopted
 
     def forward(
         self,
@@ -152,20 +140,21 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         encoder_hidden_states_image: torch.Tensor | None = None,
         return_dict: bool = True,
         attention_kwargs: dict[str, float] | None = None,
-        memory: chunk_memory.ChunkContext | None = None,
+        context: chunk_memory.ChunkContext | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """The model's velocity for noisy latents, given a memory of the chunks before.
 
         Args:
-            hidden_states: (B, C, F, H, W) latents; with `memory`, one chunk of B candidates of the same beam.
+            hidden_states: (B, C, F, H, W) latents; with `context`, one chunk of B candidates of the same beam.
             timestep: (B,) floats in [0, 1000], `1000 * sigma`; 0 for the clean pass.
-            encoder_hidden_states: (B, text tokens, text dim); with `memory` (1, ...), the candidates' one prompt.
-            memory: made by `ChunkMemory.context`. If it records, the keys and values of this pass go there.
+            encoder_hidden_states: (B, text tokens, text dim); with `context` (1, ...), the candidates' one prompt.
+            context: what is read of a memory, made by `ChunkMemory.context`. If it records, the keys and values of
+                this pass go there.
 
         Returns:
             `sample` (B, C, F, H, W).
         """
-        if memory is None:
+        if context is None:
             return super().forward(
                 hidden_states,
                 timestep,
@@ -183,11 +172,11 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             )
         if encoder_hidden_states.shape[0] != 1:
             raise ValueError(
-                f"`encoder_hidden_states` has {encoder_hidden_states.shape[0]} rows; with `memory` all candidates "
+                f"`encoder_hidden_states` has {encoder_hidden_states.shape[0]} rows; with `context` all candidates "
                 "share one prompt, so it must have 1."
             )
         sample = self._forward_chunk(
-            hidden_states, timestep, encoder_hidden_states, memory, attention_kwargs=attention_kwargs
+            hidden_states, timestep, encoder_hidden_states, context, attention_kwargs=attention_kwargs
         )
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
@@ -197,25 +186,25 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         latents: torch.Tensor,
         timestep: torch.Tensor,
         prompt_embeds: torch.Tensor,
-        memory: chunk_memory.ChunkContext,
+        context: chunk_memory.ChunkContext,
         attention_kwargs: dict[str, float] | None = None,
     ) -> torch.Tensor:
         """The stock forward with its layer of the memory handed to each block: (B, C, F, H, W) to the same."""
         grid = tuple(size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True))
         hidden_states = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, L, dim)
         heads = (self.config.num_attention_heads, self.config.attention_head_dim)
-        prompt = memory.prompt
+        prompt = context.prompt
         if prompt.is_filled:
             prompt_embeds = prompt_embeds[:, :1]  # nobody reads the text again; do not embed all of it
         else:
             prompt.allocate(len(self.blocks), prompt_embeds.shape[1], heads, hidden_states)
-        if memory.record is not None:
-            memory.record.allocate(len(self.blocks), heads, hidden_states)
+        if context.record is not None:
+            context.record.allocate(len(self.blocks), heads, hidden_states)
 
         time, time_modulation, text, _ = self.condition_embedder(timestep, prompt_embeds, None)
         time_modulation = time_modulation.unflatten(1, (6, -1))  # (B, 6, dim)
         for index, block in enumerate(self.blocks):
-            hidden_states = block(hidden_states, prompt.layer(index, text), time_modulation, memory.layer(index))
+            hidden_states = block(hidden_states, prompt.layer(index, text), time_modulation, context.layer(index))
         prompt.is_filled = True
 
         shift, scale = (self.scale_shift_table.to(time.device) + time.unsqueeze(1)).chunk(2, dim=1)  # (B, 1, dim)

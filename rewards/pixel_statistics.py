@@ -89,20 +89,19 @@ class ChunkSeamReward(PixelReward):
     without a border has the ratio 1.
 
     Args:
-        chunk_frames: pixel frames of a chunk, 4 times its latent frames. Borders are counted from the clip's end: the
-            chunks of a video have all this length but the first, which has 3 frames less.
+        frames_per_chunk: pixel frames of a chunk, 4 times its latent frames. Borders are counted from the clip's
+            end: the chunks of a video have all this length but the first, which has 3 frames less.
     """
 
-    def __init__(self, chunk_frames: int = 12) -> None:
+    def __init__(self, frames_per_chunk: int = 12) -> None:
         super().__init__()
-        base.check_count("chunk_frames", chunk_frames, least=2)
-        self.chunk_frames = chunk_frames
+        self.frames_per_chunk = base.whole_number("frames_per_chunk", frames_per_chunk, least=2)
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
         differences = frame_differences(frames)  # (B, P); the i-th is between the frames i and i + 1
         # Counted from the end, the last pair is 1 frame away from it; a border is a multiple of a chunk away.
         distance = torch.arange(differences.shape[1], 0, -1, device=frames.device)
-        is_border = distance % self.chunk_frames == 0
+        is_border = distance % self.frames_per_chunk == 0
         if not bool(is_border.any()):
             ratio = frames.new_ones(len(frames))
         else:
@@ -130,7 +129,9 @@ def block_shifts(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
     before, after: (B, P, H, W)
     """
-    window = torch.hann_window(BLOCK + 2, periodic=False, device=before.device)[1:-1]  # none of its ends is 0
+    window = torch.hann_window(BLOCK + 2, periodic=False, dtype=before.dtype, device=before.device)[
+        1:-1
+    ]  # none of its ends is 0
     window = window[:, None] * window
     spectra, flat = [], []
     for image in (before, after):

@@ -76,5 +76,5 @@ def normalize(
     levels: torch.Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
 ) -> torch.Tensor:
     """Levels (N, 3, H, W) from 0 to 255, with mean and deviation, of colours from 0 to 1, taken out."""
-    mean, std = (torch.tensor(values, device=levels.device)[:, None, None] for values in (mean, std))
+    mean, std = (levels.new_tensor(values)[:, None, None] for values in (mean, std))
     return (levels / 255.0 - mean) / std

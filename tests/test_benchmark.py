@@ -36,20 +36,20 @@ def _short_products(monkeypatch):
 def remembered_chunk(transformer, memory, prompt, embeds):
     """A memory with one more chunk of 18 tokens."""
     record = ChunkRecord()
-    forward(transformer, context(memory, prompt).recording(record), embeds, batch_size=1)
+    forward(transformer, context_of(memory, prompt).recording(record), embeds, batch_size=1)
     return memory.append(record.chunk(0, memory.num_frames, 3), 3)
 
 
-def context(memory, prompt):
+def context_of(memory, prompt):
     return memory.context(
         (3, 4, 6), patch_size=(1, 2, 2), head_dim=12, positions="absolute", prompt=prompt, device=CPU
     )
 
 
 @torch.no_grad()
-def forward(transformer, memory, embeds, batch_size):
+def forward(transformer, context, embeds, batch_size):
     latents = torch.zeros(batch_size, 4, 3, 4, 6)
-    transformer(latents, torch.zeros(batch_size), embeds, memory=memory)
+    transformer(latents, torch.zeros(batch_size), embeds, context=context)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -60,8 +60,8 @@ def test_counted_operations_are_those_that_torch_counts(batch_size, num_past_chu
     for _ in range(num_past_chunks):
         memory = remembered_chunk(transformer, memory, prompt, embeds)
     if not fills_prompt:
-        forward(transformer, context(memory, prompt), embeds, batch_size)
-    reads = context(memory, PromptMemory() if fills_prompt else prompt)
+        forward(transformer, context_of(memory, prompt), embeds, batch_size)
+    reads = context_of(memory, PromptMemory() if fills_prompt else prompt)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # torch counts no fused CPU kernel
         forward(transformer, reads, embeds, batch_size)
     call = ForwardShape(
@@ -159,3 +159,10 @@ def test_overhead_is_the_share_of_time_beside_the_forwards(monkeypatch):
     assert inside == [2 * 4 + 1] * chunk_cost.OVERHEAD_RUNS  # the steps of two chunks, and the clean pass between them
     assert outside == [outside[0]] * len(inside) and outside[0] > inside[0]  # the two readings around each forward
     assert results["share_outside"] == [b / (a + b) for a, b in zip(inside, outside, strict=True)]
+
+
+def test_results_that_are_there_are_told_before_anything_is_measured(tmp_path):
+    (tmp_path / "results.json").write_text("mine")
+    with pytest.raises(SystemExit, match="`--output`: .*results.json exists. Name another file"):
+        chunk_cost.main(["--model", "toy", "--output", str(tmp_path / "results.json")])
+    assert (tmp_path / "results.json").read_text() == "mine"

@@ -9,7 +9,7 @@ from stream_t1.demo import load_pipeline
 from stream_t1.demo.clips import Caption, render_clip
 from stream_t1.demo.judge import load_judge
 from stream_t1.demo.verdicts import JudgeMetric, checker_metric
-from stream_t1.evaluation.methods import METHODS, find_method, make_video, num_candidates
+from stream_t1.evaluation.methods import METHODS, candidates_per_chunk, find_method, make_video
 from stream_t1.evaluation.metrics import RewardMetric, load_metrics, measure
 from stream_t1.rewards import SharpnessReward
 
@@ -85,8 +85,8 @@ def test_a_budget_that_a_method_cannot_spend_is_refused():
         ("beam", 4, "an even multiple"),
     ):
         with pytest.raises(ValueError, match=message):
-            num_candidates(find_method(name), budget, 4)
-    assert num_candidates(find_method("full"), 32, 4) == 8
+            candidates_per_chunk(find_method(name), budget, 4)
+    assert candidates_per_chunk(find_method("full"), 32, 4) == 8
 
 
 def test_a_method_may_be_named_with_another_correlation():

@@ -375,7 +375,7 @@ def test_a_small_part_that_moves_makes_a_clip_dynamic():
 def test_a_seam_is_the_difference_at_borders_over_that_elsewhere():
     # Chunks of 3 frames, the first of 2: the borders are after frame 2 and after frame 5. They jump by 51 levels, the
     # other steps are 5.1 on average.
-    output = ChunkSeamReward(chunk_frames=3)(levels(0, 5, 56, 61, 66, 117, 122, 128), [""])
+    output = ChunkSeamReward(frames_per_chunk=3)(levels(0, 5, 56, 61, 66, 117, 122, 128), [""])
     elsewhere, half_level = (5 + 5 + 5 + 5 + 6) / 5, 0.5
     ratio = (51 + half_level) / (elsewhere + half_level)
     assert output.parts["ratio"].item() == pytest.approx(ratio, rel=1e-4)
@@ -384,7 +384,7 @@ def test_a_seam_is_the_difference_at_borders_over_that_elsewhere():
 
 def test_a_halt_at_a_border_is_a_seam_as_a_jump_is_and_one_chunk_has_none():
     halt = levels(0, 10, 20, 20, 30, 40)
-    assert score(ChunkSeamReward(chunk_frames=3), halt) == pytest.approx(-math.log(10.5 / 0.5), rel=1e-4)
-    assert score(ChunkSeamReward(chunk_frames=12), halt) == 0.0
-    assert score(ChunkSeamReward(chunk_frames=3), levels(0, 10, 20, 30, 40, 50)) == pytest.approx(0.0, abs=1e-6)
+    assert score(ChunkSeamReward(frames_per_chunk=3), halt) == pytest.approx(-math.log(10.5 / 0.5), rel=1e-4)
+    assert score(ChunkSeamReward(frames_per_chunk=12), halt) == 0.0
+    assert score(ChunkSeamReward(frames_per_chunk=3), levels(0, 10, 20, 30, 40, 50)) == pytest.approx(0.0, abs=1e-6)
     assert score(ChunkSeamReward(), levels(7)) == 0.0

@@ -168,7 +168,7 @@ def test_context_stops_growing_when_the_window_is_full(toy_pipeline, embeds):
     lengths = []
 
     def measure(module, args, kwargs):
-        key = kwargs["memory"].key
+        key = kwargs["context"].key
         lengths.append(0 if key is None else key.shape[1] // 3)  # chunks of 3 tokens
 
     handle = toy_pipeline.transformer.register_forward_pre_hook(measure, with_kwargs=True)
