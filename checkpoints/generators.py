@@ -114,11 +114,7 @@ def convert_generator(
     with new_folder(output, overwrite=overwrite, inputs=plan.inputs) as folder:
         num_bytes = plan.num_bytes + sum(tensor.nbytes for tensor in (apart or {}).values())
         check_free_space(output, num_bytes + (0 if link else plan.base.num_bytes))
-        weights = _write_transformer(folder / "transformer", plan, plan.lora if merge_lora else None)
-        if apart is not None:
-            write_lora(apart, folder)
-        place_components(plan.base, folder, link=link)
-        _write_pipeline(folder, plan)
+        weights = _write_parts(folder, plan, apart, link=link)
         conversion = Conversion(
             folder=Path(output),
             origins=_origins(plan, merge_lora),
@@ -128,14 +124,7 @@ def convert_generator(
             is_lora_apart=apart is not None,
             seconds=time.perf_counter() - begin,
         )
-        hub_id = plan.source.hub_id
-        card = generator_card(
-            conversion,
-            plan.generator,
-            base=plan.base.source.hub_id,
-            license_on_hub=None if hub_id is None else hub_license(hub_id),
-        )
-        card.save(folder / "README.md")
+        _write_card(folder, plan, conversion)
     return conversion
 
 
@@ -254,6 +243,20 @@ def _written_tensors(plan: _Plan, keys: list[str], lora: Lora | None) -> dict[st
     return {key: weight.to(plan.infos[key].dtype, copy=key not in merged) for key, weight in weights.items()}
 
 
+def _write_parts(folder: Path, plan: _Plan, apart: dict[str, torch.Tensor] | None, *, link: bool) -> WrittenWeights:
+    """Writes all but the card.
+
+    Args:
+        apart: a LoRA to write beside the weights; None merges the plan's.
+    """
+    weights = _write_transformer(folder / "transformer", plan, plan.lora if apart is None else None)
+    if apart is not None:
+        write_lora(apart, folder)
+    place_components(plan.base, folder, link=link)
+    _write_pipeline(folder, plan)
+    return weights
+
+
 def _write_pipeline(folder: Path, plan: _Plan) -> None:
     """Scheduler, `model_index.json` and code."""
     generator = plan.generator
@@ -269,6 +272,17 @@ def _write_pipeline(folder: Path, plan: _Plan) -> None:
     )
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     copy_code(folder)
+
+
+def _write_card(folder: Path, plan: _Plan, conversion: Conversion) -> None:
+    hub_id = plan.source.hub_id
+    card = generator_card(
+        conversion,
+        plan.generator,
+        base=plan.base.source.hub_id,
+        license_on_hub=None if hub_id is None else hub_license(hub_id),
+    )
+    card.save(folder / "README.md")
 
 
 def _origins(plan: _Plan, merged: bool) -> tuple[Origin, ...]:

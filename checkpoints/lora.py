@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ..loaders.adapters import CONFIG_NAME, Adapter, file_config, for_diffusers, is_adapter, open_adapter, split_key
+from ..loaders.adapter_config import CONFIG_NAME, file_config
+from ..loaders.adapters import Adapter, for_diffusers, is_adapter, open_adapter, split_key
 from .reading import Checkpoint, TensorInfo, listing, read_json
 from .sources import Source, find_beside
 from .writing import WrittenWeights, write_shards

@@ -79,19 +79,8 @@ def convert_videoalign(
     config = read_model_config(source)
     step = last_step(source)
     alpha = lora_alpha(step, config["peft_lora_config"].get("lora_alpha"), f"{source.name}/{step.name}")
-    if (step / WHOLE).is_file():
-        base_source = find_base(base)
-        weights = OriginalWeights.of_file(open_checkpoint(step / WHOLE), f"{source.name}/{step.name}/{WHOLE}", alpha)
-    else:
-        base_source = find_base(base, with_weights=True)
-        weights = adapter_weights(step, base_source, f"{source.name}/{step.name}", alpha)
-    if not any(key.endswith(HEAD) for key in weights.tensors):
-        what = (
-            "an HPSv3 reward; convert it as `hpsv3`"
-            if "rm_head.0.weight" in weights.tensors
-            else "no VideoAlign reward"
-        )
-        raise ValueError(f"{weights.name} is {what}: it has no {HEAD}.")
+    base_source = find_base(base, with_weights=not (step / WHOLE).is_file())
+    weights = _original_weights(step, base_source, f"{source.name}/{step.name}", alpha)
     plan = RewardPlan(
         kind=VideoAlignReward.kind,
         modality="video",
@@ -172,6 +161,23 @@ def lora_alpha(step: Path, alpha: float | None, name: str) -> float | None:
     if said is not None and not (_is_number(said) and said > 0):
         raise ValueError(f"{name}/{ADAPTER_CONFIG} has lora_alpha = {said!r}; it must be a number above 0.")
     return said
+
+
+def _original_weights(step: Path, base: Source, name: str, lora_alpha: float | None) -> OriginalWeights:
+    """Returns the weights of a whole model, or those of an adapter over its base.
+
+    Raises:
+        ValueError: they are no VideoAlign reward.
+    """
+    if (step / WHOLE).is_file():
+        weights = OriginalWeights.of_file(open_checkpoint(step / WHOLE), f"{name}/{WHOLE}", lora_alpha)
+    else:
+        weights = adapter_weights(step, base, name, lora_alpha)
+    if not any(key.endswith(HEAD) for key in weights.tensors):
+        is_hpsv3 = "rm_head.0.weight" in weights.tensors
+        what = "an HPSv3 reward; convert it as `hpsv3`" if is_hpsv3 else "no VideoAlign reward"
+        raise ValueError(f"{weights.name} is {what}: it has no {HEAD}.")
+    return weights
 
 
 def adapter_weights(step: Path, base: Source, name: str, lora_alpha: float | None) -> OriginalWeights:

@@ -9,7 +9,6 @@ of PEFT, diffusers, ComfyUI or kohya's trainers:
     diff, diff_b, diff_m                    differences of a module's weight, bias and modulation, not scaled
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -18,10 +17,8 @@ from typing import Protocol
 
 import torch
 
-from . import wan_names
+from . import adapter_config, wan_names
 
-CONFIG_NAME = "adapter_config.json"  # of PEFT, beside the weights
-METADATA_KEY = "lora_adapter_metadata"  # of diffusers, in the header of a safetensors file
 PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", *wan_names.PREFIXES)
 UNDERSCORED = ("lora_unet_", "lycoris_")  # before module names with "_" in the place of "."
 NAMES_WITH_UNDERSCORE = re.compile(
@@ -38,9 +35,6 @@ KINDS = {
     "diff_m": re.compile(r"(.+)\.diff_m"),
 }
 PARAMETERS = {"up_bias": "bias", "diff_b": "bias", "diff_m": "modulation"}  # which one a kind changes; others: weight
-# Settings of PEFT under which a pair means something else than scale * B A over the model's own weight.
-UNKNOWN_SETTINGS = ("use_dora", "fan_in_fan_out", "layer_replication", "use_qalora", "alora_invocation_tokens")
-CHANGED_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that subtract the pair from the weight
 NUM_LISTED = 3
 
 
@@ -121,7 +115,7 @@ def open_adapter(
     _check_modules(parameters, shapes, name)
     _check_halves(modules, name)
     _check_shapes(modules, parameters, infos, shapes, name)
-    scaling = _Scaling(name, alpha, config or {})
+    scaling = adapter_config.Scaling(name, alpha, config or {})
     alphas = read([kinds["alpha"] for kinds in modules.values() if "alpha" in kinds])
     adapter = Adapter({}, {})
     for module, kinds in modules.items():
@@ -129,7 +123,7 @@ def open_adapter(
         if "down" in kinds:
             rank = infos[kinds["down"]].shape[0]
             in_file = float(alphas[kinds["alpha"]]) if "alpha" in kinds else None
-            scale = scaling.scale(module, rank, in_file)
+            scale = scaling.scale(module, _config_names(module), rank, in_file)
             adapter.pairs[named["down"]] = Pair(kinds["down"], kinds["up"], rank, scale)
         for kind in ("up_bias", "diff", "diff_b", "diff_m"):
             if kind in kinds:
@@ -187,97 +181,6 @@ def for_diffusers(
     return state
 
 
-def file_config(
-    metadata: Mapping[str, str] | None, folder_config: Mapping[str, object] | None, *, name: str
-) -> Mapping[str, object]:
-    """PEFT's config of an adapter: what diffusers wrote into the file's header, else what lies beside the file.
-
-    Args:
-        metadata: of a safetensors file.
-        folder_config: of `CONFIG_NAME`.
-        name: of the file, for messages.
-
-    Raises:
-        ValueError: the header's is damaged.
-    """
-    if not metadata or METADATA_KEY not in metadata:
-        return folder_config or {}
-    try:
-        return transformer_config(json.loads(metadata[METADATA_KEY]))
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{name} has a damaged {METADATA_KEY} in its header: {error}.") from error
-
-
-def transformer_config(metadata: Mapping[str, object]) -> dict[str, object]:
-    """Entries of diffusers' adapter metadata that are of the transformer."""
-    prefix = "transformer."
-    return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-
-
-class _Scaling:
-    """Factors of an adapter's pairs, from all that says an alpha."""
-
-    def __init__(self, name: str, alpha: float | None, config: Mapping[str, object]) -> None:
-        self.name, self.alpha = name, alpha
-        peft_type, init = config.get("peft_type") or "LORA", config.get("init_lora_weights")
-        unknown = [setting for setting in UNKNOWN_SETTINGS if config.get(setting)]
-        if peft_type != "LORA":
-            unknown.append(f"peft_type={peft_type}")
-        if isinstance(init, str) and init.lower().startswith(CHANGED_BASE):
-            unknown.append(f"init_lora_weights={init}")
-        if unknown:
-            raise ValueError(
-                f"{name} has a config with {len(unknown)} settings that are unknown here: {_listing(unknown)}."
-            )
-        self.by_root = bool(config.get("use_rslora"))
-        self.rank = None if config.get("rank_pattern") else config.get("r")
-        self.of_config = config.get("lora_alpha")
-        self.patterns = config.get("alpha_pattern") or {}
-        if not isinstance(self.patterns, dict):
-            raise ValueError(
-                f"{name} has a config whose alpha_pattern is {self.patterns!r}; it must map names to alphas."
-            )
-        for value in (*([] if self.of_config is None else [self.of_config]), *self.patterns.values()):
-            self._check(value, "its config")
-
-    def scale(self, module: str, rank: int, in_file: float | None) -> float:
-        """alpha / rank, or alpha / sqrt(rank) where the config says so (Kalajdzievski 2023).
-
-        in_file: the alpha that the file has for this module
-        """
-        if in_file is not None:
-            self._check(in_file, module)
-        if self.rank not in (None, rank):
-            raise ValueError(
-                f"{self.name} has rank {rank} at {module}, and a config of rank {self.rank}: another file's."
-            )
-        named = {"its keys": in_file, "its config": self._of_config(module), "the argument": self.alpha}
-        said = {source: value for source, value in named.items() if value is not None}
-        if len(set(said.values())) > 1:
-            raise ValueError(
-                f"{self.name} has several alphas for {module}: "
-                + ", ".join(f"{value:g} by {source}" for source, value in said.items())
-                + ". Leave the argument out, or correct the file."
-            )
-        alpha = next(iter(said.values()), rank)
-        return alpha / (math.sqrt(rank) if self.by_root else rank)
-
-    def _of_config(self, module: str) -> float | None:
-        """Alpha by PEFT's config, whose patterns are regular expressions of the end of a module's name."""
-        names = (wan_names.without_prefixes(module, PREFIXES), _weight_name(module).removesuffix(".weight"))
-        for pattern, value in self.patterns.items():
-            try:
-                if any(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in names):
-                    return float(value)
-            except re.error as error:
-                raise ValueError(f"{self.name} has a config with the alpha_pattern {pattern!r}: {error}.") from error
-        return None if self.of_config is None else float(self.of_config)
-
-    def _check(self, value: object, of: str) -> None:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value == 0:
-            raise ValueError(f"{self.name} has the alpha {value!r} for {of}; it must be a finite number other than 0.")
-
-
 def _modules(infos: Mapping[str, Described], name: str) -> dict[str, dict[str, str]]:
     """Keys by module and kind, modules as the file names them."""
     modules: dict[str, dict[str, str]] = {}
@@ -318,6 +221,11 @@ def _parameters(module: str, kinds: Mapping[str, str], shapes: Mapping[str, tupl
 def _weight_name(module: str, parameter: str = "weight") -> str:
     """A parameter of a module, in diffusers' names."""
     return wan_names.diffusers_name(f"{_dotted(module)}.{parameter}", PREFIXES)
+
+
+def _config_names(module: str) -> tuple[str, str]:
+    """Returns a module's names that a pattern of PEFT's config may match: the file's and diffusers'."""
+    return wan_names.without_prefixes(module, PREFIXES), _weight_name(module).removesuffix(".weight")
 
 
 def _dotted(module: str) -> str:

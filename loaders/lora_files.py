@@ -12,7 +12,7 @@ from diffusers.loaders.lora_base import _fetch_state_dict
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from . import adapters
+from . import adapter_config
 
 FILE_OPTIONS = ("weight_name", "use_safetensors", "proxies")  # of diffusers, besides those of the Hub
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -54,7 +54,7 @@ def fetch(source: str | PathLike | dict[str, torch.Tensor], **options: object) -
     if others:
         raise ValueError(f"{name} has {len(others)} entries that are no tensors: {', '.join(map(str, others[:3]))}.")
     if metadata:
-        config = adapters.transformer_config(metadata)
+        config = adapter_config.transformer_config(metadata)
     else:
         config = {} if isinstance(source, dict) else _config_beside(source, named)
     return LoraFile(name, tensors, config, bool(metadata))
@@ -66,11 +66,11 @@ def _config_beside(source: str | PathLike, options: Mapping[str, object]) -> Map
     if path.exists():
         subfolder = options["subfolder"] or ""
         folders = [path.parent] if path.is_file() else [path, path / subfolder]
-        found = next((file for folder in folders if (file := folder / adapters.CONFIG_NAME).is_file()), None)
+        found = next((file for folder in folders if (file := folder / adapter_config.CONFIG_NAME).is_file()), None)
     else:
         try:
             named = {option: value for option in HUB_OPTIONS if (value := options[option]) is not None}
-            found = Path(hf_hub_download(str(source), adapters.CONFIG_NAME, **named))
+            found = Path(hf_hub_download(str(source), adapter_config.CONFIG_NAME, **named))
         except EntryNotFoundError:  # also where the Hub can't be asked, and the cache knows of none
             found = None
     if found is None:
