@@ -1,4 +1,4 @@
-"""What a file or folder is, said in words: its layout, size and dtype, and what converts it."""
+"""Descriptions of files and folders in words: layout, size and dtype, and what converts them."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,11 +15,11 @@ VIDEOALIGN_COMMAND = "stream-t1 convert videoalign --checkpoint"
 
 
 def describe(path: str | Path) -> str:
-    """Some lines about a checkpoint file, a model's folder, or a component's.
+    """Describes a checkpoint file, a model's folder or a component's, in some lines.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is damaged, or nothing that holds weights.
+        FileNotFoundError: it does not exist.
+        ValueError: it is damaged, or holds no weights.
     """
     path = Path(path)
     if (path / "model_index.json").is_file():
@@ -66,7 +66,7 @@ def _checkpoint_lines(checkpoint: Checkpoint) -> Iterable[str]:
         if dict_name in layouts:
             what, use = _wan(layouts[dict_name], infos), _use_of_wan(checkpoint, set(layouts))
         elif VIDEOALIGN_KEY in infos:
-            folder = checkpoint.path.parent.parent  # the model is that of a training step
+            folder = checkpoint.path.parent.parent  # the file belongs to one training step of the model
             what, use = "a VideoAlign reward model in PEFT's keys", f"converted by: {VIDEOALIGN_COMMAND} {folder}"
         elif HPSV3_KEY in infos:
             what, use = (
@@ -90,7 +90,7 @@ def _checkpoint_lines(checkpoint: Checkpoint) -> Iterable[str]:
 
 
 def _use_of_wan(checkpoint: Checkpoint, dict_names: set[str]) -> str:
-    """Which converters take it: by the name under which it was published, else by the layout."""
+    """Names the converters that take it: by the name under which it was published, else by the layout."""
     if checkpoint.path.is_dir():
         return "a component of a diffusers folder; inspect the folder that it lies in"
     of_files = {name: generator for name, generator in GENERATORS.items() if generator.file}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 CONFIG_NAME = "adapter_config.json"  # of PEFT, beside the weights
 METADATA_KEY = "lora_adapter_metadata"  # of diffusers, in the header of a safetensors file
-# Settings of PEFT under which a pair means something else than scale * B A over the model's own weight.
+# Settings of PEFT under which a pair means something other than scale * B A over the model's own weight.
 UNKNOWN_SETTINGS = ("use_dora", "fan_in_fan_out", "layer_replication", "use_qalora", "alora_invocation_tokens")
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that subtract the pair from the weight
 
@@ -15,15 +15,15 @@ CHANGED_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that subt
 def file_config(
     metadata: Mapping[str, str] | None, folder_config: Mapping[str, object] | None, *, name: str
 ) -> Mapping[str, object]:
-    """PEFT's config of an adapter: what diffusers wrote into the file's header, else what lies beside the file.
+    """PEFT's config of an adapter: the one that diffusers wrote into the file's header, else the one beside the file.
 
     Args:
         metadata: of a safetensors file.
-        folder_config: of `CONFIG_NAME`.
+        folder_config: content of `CONFIG_NAME`.
         name: of the file, for messages.
 
     Raises:
-        ValueError: the header's is damaged.
+        ValueError: the one in the header is damaged.
     """
     if not metadata or METADATA_KEY not in metadata:
         return folder_config or {}
@@ -34,7 +34,7 @@ def file_config(
 
 
 def transformer_config(metadata: Mapping[str, object]) -> dict[str, object]:
-    """Entries of diffusers' adapter metadata that are of the transformer."""
+    """Entries of diffusers' adapter metadata that belong to the transformer."""
     prefix = "transformer."
     return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
 

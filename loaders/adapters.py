@@ -20,7 +20,7 @@ import torch
 from . import adapter_config, wan_names
 
 PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", *wan_names.PREFIXES)
-UNDERSCORED = ("lora_unet_", "lycoris_")  # before module names with "_" in the place of "."
+UNDERSCORED = ("lora_unet_", "lycoris_")  # before module names with "_" instead of "."
 NAMES_WITH_UNDERSCORE = re.compile(
     "(self_attn|cross_attn|norm_[qk]|to_[qkv]|to_out|time_embedding|text_embedding|time_projection|patch_embedding|"
     "condition_embedder|time_embedder|text_embedder|time_proj|linear_[12]|proj_out|scale_shift_table)|_"
@@ -34,12 +34,16 @@ KINDS = {
     "diff_b": re.compile(r"(.+)\.diff_b"),
     "diff_m": re.compile(r"(.+)\.diff_m"),
 }
-PARAMETERS = {"up_bias": "bias", "diff_b": "bias", "diff_m": "modulation"}  # which one a kind changes; others: weight
+PARAMETERS = {
+    "up_bias": "bias",
+    "diff_b": "bias",
+    "diff_m": "modulation",
+}  # the parameter that a kind changes; by default the weight
 NUM_LISTED = 3
 
 
 class Described(Protocol):
-    """A tensor, or what is known of one that is not read yet."""
+    """A tensor, or the shape and dtype of one that is not read yet."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -76,12 +80,12 @@ class Adapter:
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """Module, as the file names it, and kind of an adapter's key; None for any other key."""
+    """Returns module, as the file names it, and kind of an adapter's key; None for any other key."""
     return next(((match[1], kind) for kind, pattern in KINDS.items() if (match := pattern.fullmatch(key))), None)
 
 
 def is_adapter(keys: Iterable[str]) -> bool:
-    """Whether a state dict with these keys changes a model instead of being one."""
+    """Tells whether a state dict with these keys changes a model instead of being one."""
     return any((parts := split_key(key)) and parts[1] != "alpha" for key in keys)
 
 
@@ -94,15 +98,15 @@ def open_adapter(
     config: Mapping[str, object] | None = None,
     alpha: float | None = None,
 ) -> Adapter:
-    """An adapter of which each key has a parameter to change.
+    """Opens an adapter, each key of which must have a parameter to change.
 
     Args:
-        infos: of the tensors of the file, by key.
-        read: gives tensors by their keys; asked for alphas alone.
+        infos: the file's tensors by key, not read.
+        read: reads tensors by their keys; called for alphas only.
         shapes: of the model's parameters, by their names in diffusers.
         name: of the file, for messages.
         config: PEFT's config of the adapter.
-        alpha: what the caller knows of the training, above 0; it must not contradict the file or the config.
+        alpha: of the training, above 0, if the caller knows it; it must not contradict the file or the config.
 
     Raises:
         ValueError: keys are of an unknown kind, belong to no parameter, lack their other half or do not fit, each with
@@ -171,7 +175,7 @@ def for_diffusers(
         weight, bias = (differences.get(f"{module}.{kind}") for kind in ("weight", "bias"))
         down, up = (tensors[pair.down], tensors[pair.up]) if pair is not None else (None, None)
         is_plain = pair is not None and pair.scale == 1.0 and weight is None and bias is None
-        # PEFT multiplies by matrices of one type, and of more than 8 bits.
+        # PEFT needs matrices of one dtype, of more than 8 bits.
         if not is_plain or down.dtype != up.dtype or down.dtype.itemsize == 1:
             down, up = _float_pair(pair, weight, tensors, shapes[f"{module}.weight"])
         state[f"transformer.{module}.lora_A.weight"] = down
@@ -209,7 +213,7 @@ def _modules(infos: Mapping[str, Described], name: str) -> dict[str, dict[str, s
 
 
 def _parameters(module: str, kinds: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Names in diffusers of the parameters that a module's keys change, by kind."""
+    """Returns the parameters that a module's keys change, in diffusers' names, by kind."""
     itself = wan_names.diffusers_name(_dotted(module), PREFIXES)
     names = {}
     for kind in kinds:
@@ -294,7 +298,7 @@ def _misfits(
     infos: Mapping[str, Described],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Iterable[str]:
-    """All that is wrong with the keys of one module."""
+    """Yields everything that is wrong with the keys of one module."""
     found = {kind: tuple(infos[key].shape) for kind, key in kinds.items()}
     if "down" in kinds:
         weight = names["down"]
@@ -322,7 +326,7 @@ def _misfits(
 def _float_pair(
     pair: Pair | None, difference: torch.Tensor | None, tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B of one module in float32, its alpha in B, a difference of the whole weight (out, in) beside them."""
+    """A and B of one module in float32, alpha multiplied into B, a difference of the weight (out, in) appended."""
     downs, ups = [], []
     if pair is not None:
         downs.append(tensors[pair.down].float())

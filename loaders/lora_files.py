@@ -1,4 +1,4 @@
-"""Adapters' files for a pipeline, found as diffusers finds them, with the config that lies beside them."""
+"""LoRA files for a pipeline, found as diffusers finds them, with the config beside them."""
 
 import json
 import zipfile
@@ -20,23 +20,23 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """An adapter as its file has it."""
+    """An adapter as stored in its file."""
 
     name: str  # for messages
     tensors: Mapping[str, torch.Tensor]
     config: Mapping[str, object]  # PEFT's; empty where none is known
-    is_config_in_file: bool  # where diffusers reads it too
+    is_config_in_file: bool  # in its header, where diffusers reads it too
 
 
 def fetch(source: str | PathLike | dict[str, torch.Tensor], **options: object) -> LoraFile:
-    """An adapter's tensors from a file, a folder, a Hub id or a state dict.
+    """Fetches an adapter's tensors from a file, a folder, a Hub id or a state dict.
 
     Args:
         options: of diffusers' `lora_state_dict`.
 
     Raises:
         ValueError: it holds something other than tensors, or its config is damaged.
-        OSError: it is not there, or can't be downloaded.
+        OSError: it is absent, or can't be downloaded.
     """
     name = "This state dict" if isinstance(source, dict) else str(source)
     _refuse_deflated(source)
@@ -85,7 +85,7 @@ def _config_beside(source: str | PathLike, options: Mapping[str, object]) -> Map
 
 
 def _refuse_deflated(source: object) -> None:
-    """Files of `torch.save` hold their records as they are; a deflated one could take any amount of memory."""
+    """Refuses compressed records: `torch.save` writes none, and one could take any amount of memory."""
     if isinstance(source, dict) or not Path(source).is_file() or not zipfile.is_zipfile(source):
         return
     with zipfile.ZipFile(source) as file:

@@ -48,13 +48,13 @@ def resize_as_vbench(frames: torch.Tensor, height: int, width: int, *, mode: str
         mode: "bilinear" or "bicubic".
 
     Returns:
-        (N, C, height, width), levels of 8 bits and what lies between and beyond them.
+        (N, C, height, width), levels from 0 to 255, neither rounded nor clamped.
     """
     return functional.interpolate(frames.mul(255.0).round_(), (height, width), mode=mode, antialias=False)
 
 
 def shorter_side_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
-    """Height and width when the shorter side has this length and the shape stays; the longer side is rounded down."""
+    """Height and width of the same aspect ratio, with this shorter side; the longer side is rounded down."""
     if height <= width:
         return shorter_side, int(shorter_side * width / height)
     return int(shorter_side * height / width), shorter_side
@@ -75,6 +75,6 @@ def floored_center_crop(pictures: torch.Tensor, side: int) -> torch.Tensor:
 def normalize(
     levels: torch.Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
 ) -> torch.Tensor:
-    """Levels (N, 3, H, W) from 0 to 255, with mean and deviation, of colours from 0 to 1, taken out."""
+    """Normalises levels (N, 3, H, W) from 0 to 255 by the mean and deviation of colours from 0 to 1."""
     mean, std = (torch.tensor(values, device=levels.device)[:, None, None] for values in (mean, std))
     return (levels / 255.0 - mean) / std
