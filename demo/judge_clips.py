@@ -1,8 +1,8 @@
 """Training clips of the judge: their content is known, and much of it is nothing that a caption could say.
 
 A clip follows its caption except for its oddities: an outline that is none of the shapes, a colour without a name, a
-path that leads nowhere, an object that fades. The failures of generators are among them. What is left of the caption is the
-clip's truth: it comes from how the clip was drawn, never from another verdict.
+path that leads nowhere, an object that fades. The failures of generators are among them. What is left of the caption
+is the clip's truth: it comes from how the clip was drawn, never from another verdict.
 
 Axes: F frames, H height, W width; coordinates as in `clips.py`.
 """

@@ -26,7 +26,7 @@ class FewStepFlowMatchSchedulerOutput(BaseOutput):
 
     Args:
         prev_sample: the sample at the next noise level, the shape of the input.
-    pred_original_sample: the clean sample predicted on the way.
+        pred_original_sample: the clean sample predicted on the way.
     """
 
     prev_sample: torch.Tensor
