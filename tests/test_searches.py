@@ -341,7 +341,7 @@ def unfinished(candidates):
         (lambda c: Choice([1, 2], [0]), TypeError, "own gave `candidates` that are not all of `Candidate`"),
     ],
 )
-def test_a_choice_that_is_none_is_told_before_the_clean_pass(toy_pipeline, embeds, choice, error, message):
+def test_an_invalid_choice_is_refused_before_the_clean_pass(toy_pipeline, embeds, choice, error, message):
     passes = []
 
     def note(module, args, kwargs):
@@ -375,7 +375,7 @@ def test_a_choice_that_is_none_is_told_before_the_clean_pass(toy_pipeline, embed
         ({"num_candidates": 2, "image_reward": False, "video_reward": False}, ValueError, "2 candidates.*no reward"),
     ],
 )
-def test_a_search_that_cannot_be_is_told_before_any_work(toy_pipeline, embeds, arguments, error, message):
+def test_an_invalid_search_is_refused_before_any_work(toy_pipeline, embeds, arguments, error, message):
     handle = toy_pipeline.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the transformer was called"))
     with pytest.raises(error, match=message):
         video(toy_pipeline, embeds, **arguments)
@@ -408,6 +408,6 @@ def test_numbers_that_fit_no_search_are_refused_with_its_name(make, error, messa
         make()
 
 
-def test_a_budget_of_more_beams_than_promised_is_told_at_its_chunk(toy_pipeline, embeds):
+def test_a_budget_of_more_beams_than_promised_is_refused_at_its_chunk(toy_pipeline, embeds):
     with pytest.raises(ValueError, match=r"`budget` of BeamSearch gave 3 beams for chunk 1.*BeamSearch\(3"):
         video(toy_pipeline, embeds, search=BeamSearch(2, budget=lambda index, beams: (2 + index, 1)))
