@@ -124,6 +124,6 @@ def _license(generator: Generator, license_on_hub: str | None) -> str:
     else:
         said = (
             f"`{generator.license}` is the licence of the authors' repository, {generator.repository}. The page of "
-            "the weights was not at hand when they were converted; what it says goes before this."
+            "the weights could not be read when they were converted; what it says takes precedence."
         )
     return f"{said} The code in this folder is under Apache-2.0."

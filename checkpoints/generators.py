@@ -106,7 +106,7 @@ def convert_generator(
     """
     begin = time.perf_counter()
     if lora is None and (lora_alpha is not None or not merge_lora):
-        raise ValueError("There is no LoRA to have an alpha or to keep apart; name one, or leave these options out.")
+        raise ValueError("A LoRA's alpha or place is given without a LoRA; name one, or leave these options out.")
     given = tuple(path for path in (checkpoint, base, lora) if path is not None)
     check_target(output, overwrite=overwrite, inputs=given)  # before anything is downloaded
     plan = _plan(name, checkpoint, base, lora, lora_alpha, layout, dtype)

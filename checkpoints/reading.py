@@ -252,7 +252,7 @@ def _open_safetensors(path: Path, files: tuple[Path, ...]) -> Checkpoint:
     metadata: dict[str, str] = {}
     for file in files:
         if _is_pickle(file):
-            raise ValueError(f"{file} is called safetensors and is a pickle; call it by another name.")
+            raise ValueError(f"{file} is a pickle under the name of a safetensors file; rename it.")
         try:
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata() or {}

@@ -95,4 +95,4 @@ def file_sha256(path: Path) -> str:
 
 def _not_downloaded(given: str | Path, error: Exception) -> OSError:
     reason = str(error).strip().splitlines()[0]
-    return OSError(f"{given} is not on this disk, and could not be had from the Hub: {reason}")
+    return OSError(f"{given} is not on this disk, and could not be downloaded from the Hub: {reason}")

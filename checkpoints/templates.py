@@ -125,4 +125,4 @@ def _split(text: str, name: str, origin: TemplateOrigin) -> tuple[str, str]:
 
 
 def _changed(origin: TemplateOrigin) -> str:
-    return f"it is not {origin.title}'s prompt template as the weights know it. {origin.how_to_get}"
+    return f"it is not the prompt template that {origin.title} was trained with. {origin.how_to_get}"

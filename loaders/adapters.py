@@ -165,7 +165,7 @@ def for_diffusers(
     if impossible:
         raise ValueError(
             f"{name} has {len(impossible)} changes that can't be applied beside the weights: {_listing(impossible)}. "
-            "PEFT has layers for linear ones alone. `stream-t1 convert ... --lora FILE` merges all of it."
+            "PEFT adapts linear layers only. `stream-t1 convert ... --lora FILE` merges all of it."
         )
     modules = dict.fromkeys(parameter.rpartition(".")[0] for parameter in (*adapter.pairs, *differences))
     has_biases = any(parameter.endswith(".bias") for parameter in differences)

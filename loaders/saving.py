@@ -146,7 +146,7 @@ def _is_same(path: Path, other: Path) -> bool:
 def _check_is_folder(target: Path) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         kind = "a symbolic link" if target.is_symlink() else "a file"
-        raise NotADirectoryError(f"The output is {target}, which is {kind}; give a folder, or one that is to be made.")
+        raise NotADirectoryError(f"The output is {target}, which is {kind}; give a folder, existing or new.")
 
 
 def _check_kinds(target: Path, new: Path) -> None:

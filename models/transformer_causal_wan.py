@@ -171,11 +171,11 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
                 attention_kwargs=attention_kwargs,
             )
         if encoder_hidden_states_image is not None or self.config.added_kv_proj_dim is not None:
-            raise ValueError("A memory serves text-to-video models; this one is conditioned on an image.")
+            raise ValueError("`context` needs a text-to-video model; this one is conditioned on an image.")
         if self._parallel_config is not None or self.is_cache_enabled:
             raise ValueError(
-                "A memory serves whole chunks and every step of them: context parallelism splits the one and a step "
-                "cache (`enable_cache`) skips the other. Disable it."
+                "`context` needs whole chunks and all of their steps: context parallelism splits chunks, and a step "
+                "cache (`enable_cache`) skips steps. Disable it."
             )
         if encoder_hidden_states.shape[0] != 1:
             raise ValueError(

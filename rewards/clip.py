@@ -208,8 +208,8 @@ def read_layers(path: Path, embed_dim: int) -> nn.Sequential:
     if gaps:
         before, after = gaps[0]
         raise ValueError(
-            f"{path} has {after - before - 1} modules between layers.{before} and layers.{after}, which it does not "
-            "say: an activation and a dropout, as in LAION's files called reluMSE. Only linear layers with at most a "
+            f"{path} has {after - before - 1} modules between layers.{before} and layers.{after} that its keys do not "
+            "name: an activation and a dropout, as in LAION's files called reluMSE. Only linear layers with at most a "
             "dropout between them are known here, such as `sac+logos+ava1-l14-linearMSE.pth`."
         )
     layers = nn.Sequential(*(nn.Linear(*before, *after) for before, after in zip(inputs, outputs, strict=True)))

@@ -27,7 +27,7 @@ class CombinedReward(base.Reward):
         rewards = [base.as_component(reward) for reward in rewards]
         for reward in rewards:
             if not callable(reward):
-                raise TypeError(f"{reward!r} is no reward; it must be a callable `reward(frames, prompt, fps)`.")
+                raise TypeError(f"{reward!r} is not a reward; it must be a callable `reward(frames, prompt, fps)`.")
             if isinstance(reward, GatedReward):
                 raise TypeError(
                     "A gate goes around other rewards, not into them: `GatedReward(gate, WeightedReward(...))`."

@@ -280,7 +280,7 @@ class _Pickle:
         if target is _OPAQUE:
             return
         if type(target) is not kind:
-            raise ValueError("The pickle fills what can't be filled.")
+            raise ValueError("The pickle adds items to something that is no container.")
         if kind is list:
             target.extend(items)
         else:
@@ -343,7 +343,7 @@ class _Pickle:
             return arguments[0]
         if name in TENSORS:
             return self._tensor(*arguments[:4], dtype=arguments[6] if name == TENSORS[-1] else None)
-        raise ValueError(f"The pickle calls {called} as nobody does.")
+        raise ValueError(f"The pickle calls {called} with unknown arguments.")
 
     def _on_binpersid(self, argument: None) -> None:
         ((kind, dtype, key, _, num_elements),) = self._take(1)

@@ -65,7 +65,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         default = cls()
         logger.warning(
             f"A {type(scheduler).__name__} has no `shift`; the default few-step schedule with shift "
-            f"{default.config.shift} takes its place."
+            f"{default.config.shift} is used instead."
         )
         return default
 
@@ -92,7 +92,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             )
         _check_num_steps(len(unshifted))
         if not all(0 < u <= 1 for u in unshifted) or sorted(set(unshifted), reverse=True) != unshifted:
-            raise ValueError(f"`sigmas` is {unshifted}; they lie in (0, 1] and fall from step to step.")
+            raise ValueError(f"`sigmas` is {unshifted}; they must lie in (0, 1] and decrease from step to step.")
         shift = self.config.shift
         # Python floats are float64: neither a timestep nor a level is ever rounded to the model's dtype.
         return tuple(shift * u / (1.0 + (shift - 1.0) * u) for u in unshifted)

@@ -140,7 +140,7 @@ def test_mistakes_in_a_combination_are_refused():
         WeightedReward([brightness], [1.0, 2.0])
     with pytest.raises(ValueError, match='"zscore" or "rank"'):
         WeightedReward([brightness], [1.0], normalize="softmax")
-    with pytest.raises(TypeError, match="3 is no reward"):
+    with pytest.raises(TypeError, match="3 is not a reward"):
         WeightedReward([3], [1.0])
     for number in (float("nan"), float("inf"), "1", None, True):
         with pytest.raises(ValueError, match=r"`weights\[1\]` is .* it must be a finite number"):

@@ -160,5 +160,5 @@ def test_an_invalid_alpha_is_refused(base, files, tmp_path, alpha):
 
 @pytest.mark.parametrize("options", [{"lora_alpha": 8.0}, {"merge_lora": False}])
 def test_options_of_a_lora_without_a_lora_are_refused(base, files, tmp_path, options):
-    with pytest.raises(ValueError, match="no LoRA to have an alpha or to keep apart"):
+    with pytest.raises(ValueError, match="given without a LoRA; name one"):
         convert_longlive(tmp_path / "out", files[0], lora=None, base=base, **options)
