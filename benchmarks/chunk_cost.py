@@ -1,10 +1,10 @@
-"""What every chunk of a search costs: seconds by stage, work, memory, and how far that is above the floor.
+"""Cost of every chunk of a search: seconds by stage, work, memory, and the distance from the floor.
 
     python benchmarks/chunk_cost.py                      the demo model, on the CPU
     python benchmarks/chunk_cost.py --model wan-1.3b     full size, random weights, 480x832, on a GPU
     python benchmarks/chunk_cost.py --model wan-small    the same code at a reduced size, on any machine
     python benchmarks/chunk_cost.py --flatness           does chunk 120 cost what chunk 20 does?
-    python benchmarks/chunk_cost.py --overhead           what plain streaming costs beside the model's forwards
+    python benchmarks/chunk_cost.py --overhead           what plain streaming costs besides the model's forwards
 
 Seconds and work are those of the search's own trace. The floor of a stage is its counted products of matrices over the
 rate at which this machine multiplies large square matrices, in the same dtype, measured in the same run.
@@ -50,7 +50,7 @@ GIB, MIB = 2**30, 2**20
 
 @dataclass(frozen=True)
 class RandomModel:
-    """A model without a checkpoint: what a chunk costs depends on shapes and dtype, not on weights."""
+    """A model without a checkpoint: the cost of a chunk depends on shapes and dtype, not on weights."""
 
     transformer: dict[str, object]  # config, as is the next
     vae: dict[str, object]
@@ -82,7 +82,7 @@ RANDOM_MODELS = {
 
 @dataclass(frozen=True)
 class ChunkCost:
-    """One row of the table. By stage: those that have any."""
+    """One row of the table. Dicts are by stage, and hold the stages that have any."""
 
     chunk: int
     context_frames: int  # latent frames that a forward attends to, its own included; the most of any
@@ -110,7 +110,7 @@ class Run:
 
 
 class Bench:
-    """A pipeline, a prompt, and what the options ask of them."""
+    """A pipeline, a prompt, and the options of their runs."""
 
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         self.options, self.device = options, device
@@ -128,7 +128,7 @@ class Bench:
         return torch.randn(1, TEXT_TOKENS, text_dim, device=self.device, dtype=self.pipe.transformer.dtype)
 
     def run(self, num_chunks: int, **rewards: bool) -> Run:
-        """Makes a video of so many chunks, without turning the result into pictures."""
+        """Makes a video of `num_chunks` chunks, without converting the result to pictures."""
         meter = ChunkMeter(self.pipe.transformer)
         with meter.watching():
             begin = time.perf_counter()
@@ -137,7 +137,7 @@ class Bench:
         return Run(meter.chunks, trace, wall_seconds)
 
     def call(self, num_chunks: int, **arguments: object) -> SearchTrace:
-        """The pipeline's call that is measured, and its trace."""
+        """Makes the pipeline's call that is measured, and returns its trace."""
         return self.pipe(
             prompt_embeds=self.embeds,
             reward_prompt=PROMPT,
@@ -156,7 +156,7 @@ class Bench:
             self.run(self.options.warmup, **rewards)
 
     def costs(self, run: Run, rate: float) -> list[ChunkCost]:
-        """A row per chunk; `rate` in operations per second."""
+        """Makes a row per chunk; `rate` in operations per second."""
         config, chunk_frames = self.pipe.transformer.config, self.pipe.config.chunk_frames
         pixels = (self.pipe.config.default_height, self.pipe.config.default_width)
         size = (side // self.pipe.vae.config.scale_factor_spatial for side in pixels)
@@ -237,7 +237,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def chunk_costs(bench: Bench) -> dict[str, object]:
-    """What each chunk of a search costs."""
+    """Measures the cost of each chunk of a search."""
     rate = matrix_rate(bench.device, bench.pipe.transformer.dtype)
     bench.warm_up()
     run = bench.run(bench.options.chunks)
@@ -260,7 +260,7 @@ def chunk_costs(bench: Bench) -> dict[str, object]:
 
 
 def flatness(bench: Bench) -> dict[str, object]:
-    """Whether late chunks cost what early ones do, with a static sink and an image reward."""
+    """Compares the cost of late and early chunks, with a static sink and an image reward."""
     early, late = SPANS
     bench.warm_up(video_reward=False)
     run, *again = (bench.run(bench.options.chunks, video_reward=False) for _ in range(FLATNESS_RUNS))
@@ -291,11 +291,11 @@ def flatness(bench: Bench) -> dict[str, object]:
 
 
 def overhead(bench: Bench) -> dict[str, object]:
-    """The share of plain streaming, one beam and one candidate without rewards, that is spent beside the model."""
+    """Measures the share of plain streaming (one beam, one candidate, no rewards) that is spent outside the model."""
     none = {"image_reward": False, "video_reward": False}
     bench.warm_up(**none)
     inside, outside = [], []
-    for _ in range(OVERHEAD_RUNS):  # a clock around the forward and no more: what a meter does is outside as well
+    for _ in range(OVERHEAD_RUNS):  # a clock around the forward and no more: a meter's own work is outside as well
         begin = time.perf_counter()
         with timed_forwards(bench.pipe.transformer) as seconds:
             bench.call(bench.options.chunks, **none)

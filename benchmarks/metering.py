@@ -1,6 +1,6 @@
 """Measuring a run from outside: transformer calls and what they multiply, memory, the machine and its matrix rate.
 
-What is counted as operations is said in `stream_t1.models.cost`; the rest is part of what a measurement is above its
+`stream_t1.models.cost` says which operations are counted; the others are part of a measurement's distance from the
 floor.
 """
 
@@ -27,7 +27,7 @@ MATRIX_SECONDS = 0.3  # for each of them, at least
 
 
 def check_output(path: Path | None) -> None:
-    """Ends the program where results could not be written, or would replace others, before anything is measured."""
+    """Exits where results could not be written, or would replace others, before anything is measured."""
     if path is not None:
         try:
             check_place(path)
@@ -37,7 +37,7 @@ def check_output(path: Path | None) -> None:
 
 @dataclass(frozen=True)
 class ForwardCall(ForwardShape):
-    """What one call of the transformer was given, and how long it took."""
+    """Input sizes and seconds of one call of the transformer."""
 
     is_clean_pass: bool
     seconds: float = 0.0  # on a GPU, of the launches alone
@@ -45,7 +45,7 @@ class ForwardCall(ForwardShape):
 
 @dataclass
 class ChunkRecord:
-    """What was seen of one chunk. Filled while the chunk is made."""
+    """Measurements of one chunk, filled while the chunk is made."""
 
     calls: list[ForwardCall] = field(default_factory=list)
     is_pruned: bool = False
@@ -55,7 +55,7 @@ class ChunkRecord:
 
 
 class ChunkMeter:
-    """Hooks on the transformer, and a callback for a chunk's end. They wait for nothing and change nothing.
+    """Hooks on the transformer, and a callback for a chunk's end. They neither synchronise nor change anything.
 
     A chunk begins with its first denoising forward, and so ends with the clean pass that commits it.
     """
@@ -84,7 +84,7 @@ class ChunkMeter:
                 hook.remove()
 
     def after_prune(self, pipe: StreamT1Pipeline, chunk_index: int, state: dict[str, list]) -> None:
-        """For `callback_on_chunk_end`."""
+        """Records the kept candidates' bytes; for `callback_on_chunk_end`."""
         chunk, kept = self.chunks[-1], [state["candidates"][index] for index in state["kept"]]
         chunk.is_pruned = True
         chunk.state_bytes = sum(c.decoder_state.num_bytes for c in kept if c.decoder_state is not None)
@@ -119,7 +119,7 @@ class ChunkMeter:
 
 @contextmanager
 def timed_forwards(model: torch.nn.Module) -> Iterator[list[float]]:
-    """A list that gets the seconds of every forward of the model."""
+    """Gives a list that gets the seconds of every forward of the model."""
     seconds, forward = [], model.forward
 
     def timed(*arguments: object, **named: object) -> object:
@@ -169,7 +169,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What ran this; nothing that tells one machine of a kind from another."""
+    """Describes the kind of machine that ran this, and nothing that identifies it."""
     cpu_lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in cpu_lines if line.startswith("model name")]
     described = {

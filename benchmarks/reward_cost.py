@@ -1,4 +1,4 @@
-"""What the paper's reward models cost per chunk: seconds and memory, at their real size with random weights.
+"""Cost of the paper's reward models per chunk: seconds and memory, at their real size with random weights.
 
     python benchmarks/reward_cost.py                 both models in bfloat16, 480x832, on a GPU
     python benchmarks/reward_cost.py --size tiny     the same code with tiny models, on any machine
@@ -32,7 +32,7 @@ PROMPT_WORDS = 60
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a forward's cost depends on."""
+    """Sizes that a forward's cost depends on."""
 
     hidden_size: int
     intermediate_size: int
@@ -110,7 +110,7 @@ def head(kind: str, size: ModelSize) -> torch.nn.Module:
 
 
 def word_tokenizer(special_tokens: tuple[str, ...]) -> PreTrainedTokenizerFast:
-    """A word is a token: the number of tokens is what costs."""
+    """A tokenizer of whole words: only the number of tokens matters for the cost."""
     tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "word": 1}, unk_token="word"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(list(special_tokens))

@@ -1,6 +1,6 @@
-"""From the files that the models' authors publish to folders that `from_pretrained` loads.
+"""Conversion of the authors' published files to folders that `from_pretrained` loads.
 
-Names are loaded when they are first used (PEP 562).
+Names are loaded on first use (PEP 562).
 """
 
 from importlib import import_module

@@ -16,8 +16,8 @@ from .reading import open_checkpoint, read_json
 from .sources import Source, find_folder
 
 COMPONENTS = ("text_encoder", "tokenizer", "vae")
-LIBRARIES = ("diffusers", "transformers")  # any other would be a base's own code
-SUFFIXES = (".json", ".safetensors", ".model", ".txt")  # what is taken of a component: neither pickles nor code
+LIBRARIES = ("diffusers", "transformers")  # any other would be the base's own code
+SUFFIXES = (".json", ".safetensors", ".model", ".txt")  # files taken of a component: neither pickles nor code
 PATTERNS = ["model_index.json", "transformer/config.json"]
 PATTERNS += [f"{component}/*{suffix}" for component in COMPONENTS for suffix in SUFFIXES]
 FASTVIDEO_PIPELINE = "WanCausalDMDPipeline"  # a class of FastVideo's; its components are those of `WanPipeline`
@@ -38,10 +38,10 @@ class Base:
         return sum(file.stat().st_size for file in self.files)
 
     def transformer(self) -> WanTransformer3DModel:
-        """The transformer's modules and config, without memory for its weights.
+        """Builds the transformer's modules and config, without memory for its weights.
 
         Raises:
-            ValueError: the config has values that no transformer has.
+            ValueError: the config has invalid values.
         """
         known = inspect.signature(WanTransformer3DModel.__init__).parameters
         config = {name: value for name, value in self.transformer_config.items() if name in known}
@@ -53,11 +53,11 @@ class Base:
 
 
 def open_base(given: str | Path) -> Base:
-    """A base folder, or Hub id, in which all is as a Wan 2.1 text-to-video model has it.
+    """Opens a base, a folder or Hub id, and checks that it is a Wan 2.1 text-to-video model.
 
     Raises:
-        ValueError: it is another model's, or a weight file is damaged.
-        OSError: something is not there.
+        ValueError: it is another model, or a weight file is damaged.
+        OSError: something is absent.
     """
     source = find_folder(given, PATTERNS)
     index = _json(source, "model_index.json")
@@ -85,8 +85,9 @@ def open_base(given: str | Path) -> Base:
 
 
 def place_components(base: Base, folder: Path, *, link: bool) -> None:
-    """Copies the base's components, or links them: the same files under a second name (hard links), so that the
-    folder is as whole as a copy, wherever it is loaded, moved or uploaded from, and takes no room.
+    """Copies the base's components, or hard-links their files, which takes no room.
+
+    With links the folder is as complete as a copy, wherever it is loaded, moved or uploaded from.
 
     Raises:
         OSError: no room, or links were asked for and the disks differ.
@@ -123,7 +124,7 @@ def _json(source: Source, name: str) -> dict[str, object]:
 
 
 def _check_configs(given: str | Path, transformer: dict[str, object], vae: dict[str, object]) -> None:
-    """What `model_index.json` does not say of a model."""
+    """Checks what `model_index.json` does not say of a model."""
     channels = transformer.get("in_channels", 16)
     if transformer.get("_class_name") not in TRANSFORMERS:
         kind = f"of another kind, `{transformer.get('_class_name')}`"

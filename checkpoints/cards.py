@@ -12,7 +12,7 @@ from .writing import WrittenWeights
 
 @dataclass(frozen=True)
 class Origin:
-    """Something that a converted model was made of."""
+    """A source of a converted model."""
 
     role: str  # what became of it
     name: str  # `hub_id:file`, a Hub id, or the bare name of a file or folder
@@ -21,7 +21,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion made, and of what."""
+    """Result of a conversion, and its sources."""
 
     folder: Path
     origins: tuple[Origin, ...]
@@ -38,8 +38,8 @@ def generator_card(
     """The card of a converted generator.
 
     Args:
-        base: Hub id of the model that text encoder, tokenizer and VAE are of; None where they came from a folder.
-        license_on_hub: what the page of the weights says; None where it was not asked or says nothing.
+        base: Hub id of the model that text encoder, tokenizer and VAE come from; None for a folder.
+        license_on_hub: according to the page of the weights; None where it was not read or says nothing.
     """
     trained_for = (
         f"a window of {generator.window_frames} latent frames, {generator.sink_frames} of them sinks, the steps "
@@ -59,8 +59,8 @@ converted, not trained further.
 `FOLDER` is this folder, or its id on the Hub. Where `stream-t1` is installed, `StreamT1Pipeline.from_pretrained` needs
 no remote code.
 
-As it stands it streams as it was trained: {trained_for}. For the search give the call `image_reward`, `video_reward`,
-`num_beams` and `num_candidates`; with `memory=RewardRoutedSink()`{needs_sink} the rewards decide what is remembered.
+By default it streams as it was trained: {trained_for}. For a search pass `image_reward`, `video_reward`, `num_beams`
+and `num_candidates` to the call; with `memory=RewardRoutedSink()`{needs_sink} the rewards decide what is remembered.
 
 ## Where it comes from
 
@@ -80,7 +80,7 @@ The weights were found in {conversion.layout}; every key is accounted for.
 
 
 def pipeline_card(text: str, **metadata: str | list[str]) -> ModelCard:
-    """A card whose front matter says that diffusers makes videos of text with the model."""
+    """A card whose front matter declares a text-to-video model of diffusers."""
     data = ModelCardData(library_name="diffusers", pipeline_tag="text-to-video", **metadata)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
@@ -89,7 +89,7 @@ def hub_license(hub_id: str) -> str | None:
     """The licence that a model's page on the Hub states, or None."""
     try:
         said = ModelCard.load(hf_hub_download(hub_id, "README.md")).data.license
-    except Exception:  # no page, or one that can't be parsed: the conversion is none the worse
+    except Exception:  # no page, or one that can't be parsed, is no reason for a conversion to fail
         return None
     return said if isinstance(said, str) else None
 
@@ -124,6 +124,6 @@ def _license(generator: Generator, license_on_hub: str | None) -> str:
     else:
         said = (
             f"`{generator.license}` is the licence of the authors' repository, {generator.repository}. The page of "
-            "the weights was not at hand when they were converted; what it says goes before this."
+            "the weights could not be read when they were converted; what it says takes precedence."
         )
     return f"{said} The code in this folder is under Apache-2.0."

@@ -1,7 +1,7 @@
-"""From the published files of streaming generators to folders that `from_pretrained` loads.
+"""Conversion of published streaming generators to folders that `from_pretrained` loads.
 
-A conversion never holds a model: keys and shapes are checked first, then the weights go shard by shard from the mapped
-file to the new one, each tensor with its LoRA merged on the way.
+A conversion never holds a whole model: keys and shapes are checked first, then the weights go shard by shard from the
+mapped file to the new one, each tensor with its LoRA merged on the way.
 """
 
 import json
@@ -36,7 +36,7 @@ def convert_longlive(
     lora: str | Path | None = GENERATORS["longlive"].lora,
     **options: object,
 ) -> Conversion:
-    """LongLive 1.0 (Yang et al. 2025): a base and its LoRA, merged, or with `merge_lora=False` beside it.
+    """Converts LongLive 1.0 (Yang et al. 2025): a base and its LoRA, merged, or with `merge_lora=False` beside it.
 
     Arguments are those of `convert_generator`.
     """
@@ -44,24 +44,24 @@ def convert_longlive(
 
 
 def convert_self_forcing(output: str | Path, checkpoint: str | Path | None = None, **options: object) -> Conversion:
-    """Self-Forcing (Huang et al. 2025). Arguments are those of `convert_generator`."""
+    """Converts Self-Forcing (Huang et al. 2025). Arguments are those of `convert_generator`."""
     return convert_generator("self-forcing", output, checkpoint, **options)
 
 
 def convert_reward_forcing(output: str | Path, checkpoint: str | Path | None = None, **options: object) -> Conversion:
-    """Reward Forcing (Lu et al. 2025). Arguments are those of `convert_generator`."""
+    """Converts Reward Forcing (Lu et al. 2025). Arguments are those of `convert_generator`."""
     return convert_generator("reward-forcing", output, checkpoint, **options)
 
 
 def convert_causal_forcing(output: str | Path, checkpoint: str | Path | None = None, **options: object) -> Conversion:
-    """Causal Forcing, the chunk-wise model of four steps. Arguments are those of `convert_generator`."""
+    """Converts Causal Forcing, the chunk-wise model of four steps. Arguments are those of `convert_generator`."""
     return convert_generator("causal-forcing", output, checkpoint, **options)
 
 
 def convert_fastvideo(output: str | Path, checkpoint: str | Path | None = None, **options: object) -> Conversion:
-    """FastVideo's causal Wan models: diffusers' folders and keys under class names that diffusers lacks.
+    """Converts FastVideo's causal Wan models: diffusers' folders and keys under class names that diffusers lacks.
 
-    Arguments are those of `convert_generator`; the folder is its own base, and its config says window and sinks.
+    Arguments are those of `convert_generator`; the folder is its own base, and its config gives window and sinks.
     """
     return convert_generator("fastvideo", output, checkpoint, **options)
 
@@ -83,30 +83,30 @@ def convert_generator(
     """Writes the folder of a generator: transformer, components of the base, code, `model_index.json`, card.
 
     Args:
-        name: of `layouts.GENERATORS`, which says what the model was trained for.
-        output: the folder to make; it appears when it is whole.
+        name: of `layouts.GENERATORS`, which has the settings of its training.
+        output: the folder to make; it appears once it is complete.
         checkpoint: a file, `hub_id:file`, or a diffusers folder or its Hub id. Default: what the authors published.
         base: folder or Hub id of Wan 2.1 text-to-video in diffusers' layout, for text encoder, tokenizer, VAE and the
             transformer's config. Default: `checkpoint` where that is such a folder, else `layouts.WAN_BASE`.
         lora: a file or `hub_id:file` with a LoRA under the names of PEFT, diffusers, ComfyUI or kohya's trainers, or
-            one that was kept apart here.
+        one that an earlier conversion kept apart.
         lora_alpha: of its training, above 0; default: what the file or an `adapter_config.json` beside it says, else
             its rank.
         merge_lora: into the weights, in float32; else it is written beside them, for `load_lora_weights(output)`,
             which must be able to apply it.
         layout: the dict of the file that holds the weights, or "flat". Default: the first that is there of those
             that the authors use.
-        dtype: of the written weights, but those that diffusers keeps in float32. Default: as in the checkpoint.
+        dtype: of the written weights, except those that diffusers keeps in float32. Default: as in the checkpoint.
         link: the base's files are linked instead of copied, which takes no room; same disk only.
-        overwrite: a folder at `output` is replaced, where all in it is as this project wrote it.
+        overwrite: replaces a folder at `output` if every file in it is as this project wrote it.
 
     Raises:
         ValueError: the files do not fit each other or the model; nothing was written.
-        OSError: something is not there, can't be downloaded, or does not fit on the disk; nothing is left of it.
+        OSError: something is absent, can't be downloaded, or does not fit on the disk; nothing is left behind.
     """
     begin = time.perf_counter()
     if lora is None and (lora_alpha is not None or not merge_lora):
-        raise ValueError("There is no LoRA to have an alpha or to keep apart; name one, or leave these options out.")
+        raise ValueError("A LoRA's alpha or place is given without a LoRA; name one, or leave these options out.")
     given = tuple(path for path in (checkpoint, base, lora) if path is not None)
     check_target(output, overwrite=overwrite, inputs=given)  # before anything is downloaded
     plan = _plan(name, checkpoint, base, lora, lora_alpha, layout, dtype)
@@ -114,11 +114,7 @@ def convert_generator(
     with new_folder(output, overwrite=overwrite, inputs=plan.inputs) as folder:
         num_bytes = plan.num_bytes + sum(tensor.nbytes for tensor in (apart or {}).values())
         check_free_space(output, num_bytes + (0 if link else plan.base.num_bytes))
-        weights = _write_transformer(folder / "transformer", plan, plan.lora if merge_lora else None)
-        if apart is not None:
-            write_lora(apart, folder)
-        place_components(plan.base, folder, link=link)
-        _write_pipeline(folder, plan)
+        weights = _write_parts(folder, plan, apart, link=link)
         conversion = Conversion(
             folder=Path(output),
             origins=_origins(plan, merge_lora),
@@ -128,20 +124,13 @@ def convert_generator(
             is_lora_apart=apart is not None,
             seconds=time.perf_counter() - begin,
         )
-        hub_id = plan.source.hub_id
-        card = generator_card(
-            conversion,
-            plan.generator,
-            base=plan.base.source.hub_id,
-            license_on_hub=None if hub_id is None else hub_license(hub_id),
-        )
-        card.save(folder / "README.md")
+        _write_card(folder, plan, conversion)
     return conversion
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A conversion whose parts fit each other."""
+    """A checked conversion: all parts fit each other."""
 
     generator: Generator
     source: Source
@@ -199,7 +188,7 @@ def _plan(
 
 
 def _find_checkpoint(given: str | Path) -> tuple[Source, Path]:
-    """A checkpoint, and where its weights are: the file itself, or the transformer's folder in a diffusers folder."""
+    """Finds a checkpoint and its weights: the file itself, or the transformer's folder in a diffusers folder."""
     if Path(given).is_dir() or (not Path(given).exists() and is_hub_id(given)):
         source = find_folder(given, [*PATTERNS, "transformer/*.safetensors", "transformer/*.json"])
         return source, source.path / "transformer"
@@ -208,10 +197,10 @@ def _find_checkpoint(given: str | Path) -> tuple[Source, Path]:
 
 
 def _as_configured(generator: Generator, config: Mapping[str, object]) -> Generator:
-    """FastVideo's folders may say in the transformer's config with which chunks, window and sinks it was trained.
+    """Applies the chunks, window and sinks that FastVideo's folders may give in the transformer's config.
 
     Raises:
-        ValueError: they are no numbers of frames, or not in whole chunks.
+        ValueError: they are not numbers of frames, or not in whole chunks.
     """
     for name in ("num_frames_per_block", "sink_size", "local_attn_size"):
         if not isinstance(config.get(name), int | None):
@@ -226,14 +215,14 @@ def _as_configured(generator: Generator, config: Mapping[str, object]) -> Genera
 
 
 def _written_dtype(key: str, dtype: torch.dtype) -> torch.dtype:
-    """diffusers loads some of the weights in float32 whatever is asked for: these are not rounded in the file."""
+    """Returns the dtype of a written weight: float32 for those that diffusers always loads in float32."""
     keeps = set(WanTransformer3DModel._keep_in_fp32_modules) & set(key.split("."))
     return torch.float32 if keeps else dtype
 
 
 def _write_transformer(folder: Path, plan: _Plan, lora: Lora | None) -> WrittenWeights:
     def read(keys: list[str]) -> dict[str, torch.Tensor]:
-        """A shard."""
+        """Reads a shard."""
         groups = (keys[begin : begin + READ_AT_ONCE] for begin in range(0, len(keys), READ_AT_ONCE))
         return {key: tensor for group in groups for key, tensor in _written_tensors(plan, group, lora).items()}
 
@@ -243,9 +232,9 @@ def _write_transformer(folder: Path, plan: _Plan, lora: Lora | None) -> WrittenW
 
 
 def _written_tensors(plan: _Plan, keys: list[str], lora: Lora | None) -> dict[str, torch.Tensor]:
-    """Some weights as they are to be written: merged, and of their dtype.
+    """Returns some weights as they are to be written: merged and cast.
 
-    All are copies: one tensor that is mapped keeps in memory whatever was read of its file.
+    All are copies: a single mapped tensor keeps in memory everything that was read of its file.
     """
     originals = plan.checkpoint.read((plan.layout.keys[key] for key in keys), dict_name=plan.layout.dict_name)
     weights = {key: originals[plan.layout.keys[key]] for key in keys}
@@ -254,8 +243,22 @@ def _written_tensors(plan: _Plan, keys: list[str], lora: Lora | None) -> dict[st
     return {key: weight.to(plan.infos[key].dtype, copy=key not in merged) for key, weight in weights.items()}
 
 
+def _write_parts(folder: Path, plan: _Plan, apart: dict[str, torch.Tensor] | None, *, link: bool) -> WrittenWeights:
+    """Writes all but the card.
+
+    Args:
+        apart: a LoRA to write beside the weights; None merges the plan's.
+    """
+    weights = _write_transformer(folder / "transformer", plan, plan.lora if apart is None else None)
+    if apart is not None:
+        write_lora(apart, folder)
+    place_components(plan.base, folder, link=link)
+    _write_pipeline(folder, plan)
+    return weights
+
+
 def _write_pipeline(folder: Path, plan: _Plan) -> None:
-    """Scheduler, `model_index.json` and code."""
+    """Writes scheduler, `model_index.json` and code."""
     generator = plan.generator
     FlowMatchEulerDiscreteScheduler(shift=generator.shift).save_pretrained(folder / "scheduler")
     index = model_index(
@@ -271,8 +274,19 @@ def _write_pipeline(folder: Path, plan: _Plan) -> None:
     copy_code(folder)
 
 
+def _write_card(folder: Path, plan: _Plan, conversion: Conversion) -> None:
+    hub_id = plan.source.hub_id
+    card = generator_card(
+        conversion,
+        plan.generator,
+        base=plan.base.source.hub_id,
+        license_on_hub=None if hub_id is None else hub_license(hub_id),
+    )
+    card.save(folder / "README.md")
+
+
 def _origins(plan: _Plan, merged: bool) -> tuple[Origin, ...]:
-    """Where the parts come from, hashed but for the base."""
+    """Sources of the parts, with hashes except for the base."""
     origins = [Origin("transformer", plan.source.name, _hashes(plan.checkpoint))]
     if plan.lora is not None:
         role = f"LoRA, {'merged in float32' if merged else 'kept apart'}: {plan.lora}"

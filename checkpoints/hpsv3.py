@@ -1,4 +1,4 @@
-"""HPSv3 from its authors' file."""
+"""Conversion of HPSv3 from its authors' file."""
 
 from pathlib import Path
 
@@ -37,15 +37,15 @@ def convert_hpsv3(
     Args:
         checkpoint: the authors' file, or `hub_id:file`; they published it as `hpsv3.CHECKPOINT`.
         template_source: the `hpsv3` wheel of PyPI, the folder of the installed package, or its
-            `dataset/data_collator_qwen.py`: the prompt template is read from it, and no code of it is run.
-        output: the folder to make; it appears when it is whole.
+            `dataset/data_collator_qwen.py`: the prompt template is read from it, and none of its code is run.
+            output: the folder to make; it appears once it is complete.
         base: folder or Hub id of the Qwen2-VL that HPSv3 was tuned from, for its config and tokenizer alone.
-        accept_changed_template: takes another template than the one that the published weights know.
-        overwrite: a folder at `output` is replaced, where all in it is as this project wrote it.
+        accept_changed_template: accepts a template other than the one that the weights were trained with.
+        overwrite: replaces a folder at `output` if every file in it is as this project wrote it.
 
     Raises:
         ValueError: the files do not fit each other, or are of another model; nothing was written.
-        OSError: something is not there, can't be downloaded, or does not fit on the disk; nothing is left of it.
+        OSError: something is absent, can't be downloaded, or does not fit on the disk; nothing is left behind.
     """
     check_target(
         output, overwrite=overwrite, inputs=(checkpoint, template_source, base)

@@ -1,4 +1,4 @@
-"""What a file or folder is, said in words: its layout, size and dtype, and what converts it."""
+"""Descriptions of files and folders in words: layout, size and dtype, and what converts them."""
 
 import shlex
 from collections.abc import Iterable, Mapping
@@ -17,11 +17,11 @@ TEMPLATES = {"hpsv3": "hpsv3-1.0.0-py3-none-any.whl", "videoalign": "VideoAlign"
 
 
 def describe(path: str | Path) -> str:
-    """Some lines about a checkpoint file, a model's folder, or a component's.
+    """Describes a checkpoint file, a model's folder or a component's, in some lines.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is damaged, or nothing that holds weights.
+        FileNotFoundError: it does not exist.
+        ValueError: it is damaged, or holds no weights.
     """
     path = Path(path)
     if (path / "model_index.json").is_file():
@@ -126,7 +126,7 @@ def _checkpoint_lines(checkpoint: Checkpoint) -> Iterable[str]:
 
 
 def _use_of_wan(checkpoint: Checkpoint, dict_names: set[str]) -> str:
-    """Which converters take it: by the name under which it was published, else by the layout."""
+    """Names the converters that take it: by the name under which it was published, else by the layout."""
     if checkpoint.path.is_dir():
         return "a component of a diffusers folder; inspect the folder that it lies in"
     of_files = {name: generator for name, generator in GENERATORS.items() if generator.file}

@@ -1,7 +1,7 @@
 """The published generators: where they are, how their files hold the weights, what they were trained for.
 
-Read in the code and READMEs that their authors publish; the licences are those of these repositories. A model's page
-on the Hub may say more, and is asked when the model comes from there.
+Taken from the code and READMEs that their authors publish; the licences are those of these repositories. A model's
+page on the Hub may say more, and is read when the model comes from there.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ TRAINED_FRAMES = 21  # latent frames of a training video, all of which the model
 
 @dataclass(frozen=True)
 class Generator:
-    """A published generator. What it was trained for becomes the pipeline's config."""
+    """A published generator. The settings of its training become the pipeline's config."""
 
     title: str
     checkpoint: str  # `hub_id:file`, or the Hub id of a diffusers folder
-    dicts: tuple[str, ...]  # which dict of the file holds the weights to use; the first one that is there
+    dicts: tuple[str, ...]  # of the file, the first one present holds the weights to use
     window_frames: int
     sink_frames: int
     memory: str  # the policy of `search/memory_sinking.py`, with its defaults
@@ -34,7 +34,7 @@ class Generator:
 
     @property
     def file(self) -> str:
-        """Of the Hub's model; empty where the whole of it is the checkpoint."""
+        """File in the Hub's repository; empty where the whole repository is the checkpoint."""
         return self.checkpoint.partition(":")[2]
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ..loaders.adapters import CONFIG_NAME, Adapter, file_config, for_diffusers, is_adapter, open_adapter, split_key
+from ..loaders.adapter_config import CONFIG_NAME, file_config
+from ..loaders.adapters import Adapter, for_diffusers, is_adapter, open_adapter, split_key
 from .reading import Checkpoint, TensorInfo, listing, read_json
 from .sources import Source, find_beside
 from .writing import WrittenWeights, write_shards
@@ -16,7 +17,7 @@ LORA_STEM = "pytorch_lora_weights"  # of the file that diffusers looks for; alwa
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter of which every key has a parameter to change."""
+    """An adapter, every key of which has a parameter to change."""
 
     checkpoint: Checkpoint
     dict_name: str
@@ -24,7 +25,7 @@ class Lora:
     shapes: Mapping[str, tuple[int, ...]]  # of the model's parameters, diffusers' names
 
     def merged(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Those of some weights that the adapter changes, with all of its changes, in float32."""
+        """Returns those of the weights that the adapter changes, with all of its changes, in float32."""
         changed = [name for name in weights if self.adapter.keys(name)]
         tensors = self.read(changed)
         merged = {}
@@ -37,12 +38,12 @@ class Lora:
         return merged
 
     def read(self, parameters: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The file's tensors that change some parameters, mapped."""
+        """Maps the file's tensors that change these parameters."""
         keys = [key for parameter in parameters for key in self.adapter.keys(parameter)]
         return self.checkpoint.read(keys, dict_name=self.dict_name)
 
     def for_diffusers(self) -> dict[str, torch.Tensor]:
-        """As diffusers' `load_lora_weights` applies it in full.
+        """State dict that diffusers' `load_lora_weights` applies in full.
 
         Raises:
             ValueError: it changes more than linear layers; such a LoRA can only be merged.
@@ -65,7 +66,7 @@ class Lora:
 
 
 def find_loras(checkpoint: Checkpoint) -> dict[str, dict[str, dict[str, str]]]:
-    """By the dicts that hold an adapter: for each module, as the file names it, its keys by their kind."""
+    """Finds the dicts that hold an adapter: for each module, as the file names it, its keys by their kind."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     for dict_name, infos in checkpoint.dicts.items():
         if is_adapter(infos):
@@ -84,17 +85,17 @@ def open_lora(
     alpha: float | None,
     preferred: str,
 ) -> Lora:
-    """A LoRA of which every key is accounted for.
+    """Opens a LoRA, every key of which is accounted for.
 
     Args:
-        source: where it comes from; PEFT's `adapter_config.json` may be there too, with the alpha.
+        source: of the file; PEFT's `adapter_config.json` may be there too, with the alpha.
         checkpoint: the file, opened.
         shapes: of the model's state dict, diffusers' names.
         alpha: of the training, above 0; None takes what the file or its config says, else the rank.
         preferred: the dict to take where several hold a LoRA.
 
     Raises:
-        ValueError: the file holds no LoRA, several, or not one of this model; or `alpha` is none.
+        ValueError: the file holds no LoRA, several, or not one of this model; or `alpha` is invalid.
     """
     found = find_loras(checkpoint)
     if len(found) > 1 and preferred not in found:
@@ -127,7 +128,7 @@ def merge_lora(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale
 
 
 def write_lora(state_dict: Mapping[str, torch.Tensor], folder: Path) -> WrittenWeights:
-    """Writes what `Lora.for_diffusers` gives so that diffusers' `load_lora_weights(folder)` finds it, in one file."""
+    """Writes the result of `Lora.for_diffusers` to one file, which diffusers' `load_lora_weights(folder)` finds."""
     infos = {key: TensorInfo.of(tensor) for key, tensor in state_dict.items()}
     return write_shards(
         folder,

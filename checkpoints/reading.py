@@ -1,8 +1,8 @@
-"""Checkpoint files of others, which nobody has to trust, opened without reading their tensors.
+"""Untrusted third-party checkpoints, opened without reading their tensors.
 
-A file is safetensors, or what `torch.save` writes, of which nothing runs and no more is read than its size. Both are
-mapped, so that a tensor takes memory only while somebody holds it. Every call of `Checkpoint.read` opens the file
-anew: when the tensors that it gave are gone, so are the pages of the file.
+A file is safetensors, or written by `torch.save`: nothing in it runs, and no more is read than its size. Both are
+mapped, so that a tensor takes memory only while it is referenced. Every call of `Checkpoint.read` opens the file anew:
+when its tensors are freed, so are the pages of the file.
 """
 
 import json
@@ -35,7 +35,7 @@ MAX_DICTS = 100_000  # of a file, each as often as it is named; the states of an
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a tensor is, without its numbers."""
+    """Description of a tensor that is not read."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -55,7 +55,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Which tensors a checkpoint holds, in which dicts."""
+    """Tensors of a checkpoint, and the dicts that hold them."""
 
     path: Path  # a file, or a folder of safetensors shards
     files: tuple[Path, ...]  # what the tensors are read from
@@ -69,10 +69,10 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.files)
 
     def read(self, keys: Iterable[str], *, dict_name: str = "") -> dict[str, torch.Tensor]:
-        """Some tensors of one dict, on the CPU, mapped from the file: not to be written to.
+        """Maps some tensors of one dict on the CPU; they must not be written to.
 
         Raises:
-            ValueError: the bytes of one are not those that were written.
+            ValueError: the bytes of one do not have its checksum.
         """
         keys = list(keys)
         if self._stored:
@@ -85,15 +85,15 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """What a checkpoint holds; no tensor is read.
+    """Opens a checkpoint without reading a tensor.
 
     Args:
         path: a safetensors file, a file that `torch.save` wrote, or a folder with either one safetensors file or the
             index of several.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is truncated, holds code, or is no checkpoint.
+        FileNotFoundError: it does not exist.
+        ValueError: it is truncated, holds code, or is not a checkpoint.
     """
     path = Path(path)
     if not path.exists():
@@ -108,11 +108,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """The object that a JSON file holds.
+    """Reads the object that a JSON file holds.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or holds something else.
+        ValueError: it is not JSON, or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -126,16 +126,16 @@ def read_json(path: Path) -> dict[str, object]:
 def check_keys(
     found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], *, path: str | Path, layout: str
 ) -> None:
-    """Every key accounted for.
+    """Checks that every key is accounted for.
 
     Args:
         found: the checkpoint's tensors under the names of the model.
         expected: the model's shapes.
         path: of the checkpoint, for the message.
-        layout: what was taken for granted about the file, for the message.
+        layout: assumed of the file, for the message.
 
     Raises:
-        ValueError: keys are missing, extra, have another shape, or hold other numbers than floats.
+        ValueError: keys are missing, extra, have another shape, or hold numbers other than floats.
     """
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]
@@ -159,13 +159,13 @@ def check_keys(
 
 
 def listing(names: Iterable[str], num_listed: int = NUM_LISTED) -> str:
-    """The first few of many."""
+    """Joins the first few of many names."""
     names = list(names)
     return ", ".join(names[:num_listed]) + (", ..." if len(names) > num_listed else "")
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether it is a file of `torch.save` (True) or safetensors (False), by its first bytes.
+    """Tells a file of `torch.save` (True) from safetensors (False) by its first bytes.
 
     Raises:
         ValueError: it is neither; the message says what it looks like.
@@ -191,7 +191,7 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _dicts(content: object, path: Path) -> dict[str, dict[str, StoredTensor]]:
-    """Every dict with tensors among the dicts of dicts of a file, by its name."""
+    """Every dict with tensors among the nested dicts of a file, by its name."""
     dicts = {}
     for count, (name, tensors) in enumerate(_walk(content)):
         if count >= MAX_DICTS:
@@ -204,12 +204,12 @@ def _dicts(content: object, path: Path) -> dict[str, dict[str, StoredTensor]]:
 
 
 def _walk(held: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, StoredTensor]]]:
-    """Tensors of every dict among dicts of dicts, and its name.
+    """Yields name and tensors of every nested dict.
 
-    What has no name, like an optimizer's state of a parameter, is none of a model's tensors.
+    Entries without a name, such as an optimizer's state of a parameter, are not tensors of a model.
 
     Raises:
-        ValueError: an adapter's alpha is no tensor.
+        ValueError: an adapter's alpha is not a tensor.
     """
     if not isinstance(held, Mapping) or depth > MAX_DEPTH:
         return
@@ -252,7 +252,7 @@ def _open_safetensors(path: Path, files: tuple[Path, ...]) -> Checkpoint:
     metadata: dict[str, str] = {}
     for file in files:
         if _is_pickle(file):
-            raise ValueError(f"{file} is called safetensors and is a pickle; call it by another name.")
+            raise ValueError(f"{file} is a pickle under the name of a safetensors file; rename it.")
         try:
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata() or {}

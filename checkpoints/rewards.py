@@ -1,7 +1,7 @@
-"""What the converters of the reward models share: from original weights to a folder that a reward is loaded from.
+"""Shared part of the reward models' converters: from original weights to a folder that a reward is loaded from.
 
-A conversion never holds a model: keys and shapes are checked first, then the weights go shard by shard from the mapped
-file to the new one, each tensor with its LoRA merged on the way.
+A conversion never holds a whole model: keys and shapes are checked first, then the weights go shard by shard from the
+mapped file to the new one, each tensor with its LoRA merged on the way.
 """
 
 import json
@@ -28,7 +28,7 @@ EMBEDDINGS = "language_model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class OriginalWeights:
-    """Weights under the originals' keys, in one file or in several that lie over each other."""
+    """Weights under the originals' keys, in one file or in several that overlay each other."""
 
     name: str  # for messages and the record
     layout: str
@@ -37,7 +37,7 @@ class OriginalWeights:
 
     @classmethod
     def of_file(cls, checkpoint: Checkpoint, name: str, lora_alpha: float | None = None) -> "OriginalWeights":
-        """All tensors of one file; some are in a dict `model`, with which the originals' own loaders reckon."""
+        """All tensors of one file; some files have them in a dict `model`, as the originals' loaders expect."""
         dict_name = "model" if "model" in checkpoint.dicts else ""
         layout = "a whole model in one file"
         keys = {key: (checkpoint, dict_name, key) for key in checkpoint.dicts.get(dict_name, {})}
@@ -52,7 +52,7 @@ class OriginalWeights:
         return checkpoint.dicts[dict_name][original]
 
     def read(self, keys: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Some tensors; every file that they lie in is opened once."""
+        """Reads some tensors; every file that holds any is opened once."""
         lying: dict[tuple[int, str], list[str]] = {}
         for key in keys:
             checkpoint, dict_name, _ = self.tensors[key]
@@ -67,38 +67,38 @@ class OriginalWeights:
 
 @dataclass(frozen=True)
 class RewardPlan:
-    """A conversion of a reward model, before anything is checked."""
+    """Conversion of a reward model, before anything is checked."""
 
     kind: str  # as `Reward.kind`
     modality: str
     reward_tokens: tuple[str, ...]
-    constants: Mapping[str, object]  # what the reward needs besides the model, for its config
+    constants: Mapping[str, object]  # of the reward's config, besides the model
     weights: OriginalWeights
     template: FoundTemplate
     base: Source  # config and tokenizer of Qwen2-VL
-    keep_float32: tuple[str, ...] = ()  # beginnings of the names that are written in float32
+    keep_float32: tuple[str, ...] = ()  # prefixes of the names that are written in float32
 
 
 def find_base(base: str | Path, *, with_weights: bool = False) -> Source:
-    """The Qwen2-VL that the reward was tuned from; without its weights unless they are needed.
+    """Finds the Qwen2-VL that the reward was tuned from; without its weights unless they are needed.
 
     Raises:
-        OSError: it is not there, or can't be downloaded.
+        OSError: it is absent, or can't be downloaded.
     """
     return find_folder(base, [*BASE_FILES, *(["*.safetensors", "*.safetensors.index.json"] if with_weights else [])])
 
 
 def write_reward(plan: RewardPlan, output: str | Path, *, overwrite: bool = False) -> Conversion:
-    """Writes the folder of a reward model; it appears when it is whole.
+    """Writes the folder of a reward model; it appears once it is complete.
 
     Raises:
         ValueError: the files do not fit each other; nothing was written.
-        OSError: something is not there, or does not fit on the disk; nothing is left of it.
+        OSError: something is absent, or does not fit on the disk; nothing is left behind.
     """
     begin = time.perf_counter()
     names = original_names(plan.weights.tensors)
     infos = {name: plan.weights.info(keys[0]) for name, keys in names.items()}
-    base_config = _base_config(plan.base)  # before the tokenizer, which reads it too and says less of it
+    base_config = _base_config(plan.base)  # before the tokenizer, which reads it too and reports less
     tokenizer = reward_tokenizer(plan.base, plan.reward_tokens)
     chat = RewardChat(tokenizer, plan.template.template, plan.reward_tokens, plan.modality)
     config = _model_config(plan, base_config, infos, chat.reward_token_ids)
@@ -168,7 +168,7 @@ def _base_config(base: Source) -> Qwen2VLConfig:
 def _model_config(
     plan: RewardPlan, config: Qwen2VLConfig, infos: Mapping[str, TensorInfo], reward_token_ids: list[int]
 ) -> dict:
-    """The model's config for the folder; checks that it, the weights and the tokenizer fit each other."""
+    """Returns the model's config for the folder; checks that it fits the weights and the tokenizer."""
     if EMBEDDINGS not in infos:
         raise ValueError(f"{plan.weights.name} has no embeddings of tokens; it is no whole Qwen2-VL reward model.")
     config.text_config.vocab_size = infos[EMBEDDINGS].shape[0]  # the originals cut it to the tokenizer's length

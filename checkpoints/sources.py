@@ -1,4 +1,4 @@
-"""Where a checkpoint or a base model comes from: a path of this machine, or the Hub."""
+"""Sources of checkpoints and base models: paths of this machine, or the Hub."""
 
 import hashlib
 import re
@@ -22,15 +22,15 @@ class Source:
 
 
 def is_hub_id(given: str | Path) -> bool:
-    """Whether it has the form `org/name`."""
+    """Tells whether a source has the form `org/name`."""
     return re.fullmatch(HUB_ID, str(given)) is not None
 
 
 def find_file(given: str | Path) -> Source:
-    """A checkpoint file: a path, or `hub_id:file` to be downloaded.
+    """Finds a checkpoint file: a path, or `hub_id:file` to be downloaded.
 
     Raises:
-        OSError: it is not there, or can't be downloaded.
+        OSError: it is absent, or can't be downloaded.
     """
     path = Path(given)
     if path.exists():
@@ -46,7 +46,7 @@ def find_file(given: str | Path) -> Source:
 
 
 def find_beside(source: Source, name: str) -> Path | None:
-    """A file in the folder of a source that `find_file` gave, or None where there is none.
+    """Finds a file in the folder of a source that `find_file` gave; None where there is none.
 
     Raises:
         OSError: it can't be downloaded.
@@ -64,10 +64,10 @@ def find_beside(source: Source, name: str) -> Path | None:
 
 
 def find_folder(given: str | Path, patterns: list[str]) -> Source:
-    """A model's folder: a path, or a Hub id of which the files that fit `patterns` are downloaded.
+    """Finds a model's folder: a path, or a Hub id, of which the files that match `patterns` are downloaded.
 
     Raises:
-        OSError: it is not there, or can't be downloaded.
+        OSError: it is absent, or can't be downloaded.
     """
     path = Path(given)
     if path.is_dir():
@@ -81,7 +81,7 @@ def find_folder(given: str | Path, patterns: list[str]) -> Source:
 
 
 def file_sha256(path: Path) -> str:
-    """In hexadecimal, as `sha256sum` prints it."""
+    """SHA-256 of a file in hexadecimal, as `sha256sum` prints it."""
     digest = hashlib.sha256()
     with (
         path.open("rb") as file,
@@ -95,4 +95,4 @@ def file_sha256(path: Path) -> str:
 
 def _not_downloaded(given: str | Path, error: Exception) -> OSError:
     reason = str(error).strip().splitlines()[0]
-    return OSError(f"{given} is not on this disk, and could not be had from the Hub: {reason}")
+    return OSError(f"{given} is not on this disk, and could not be downloaded from the Hub: {reason}")

@@ -1,6 +1,6 @@
-"""The prompt templates of the reward models, read out of the user's own copy of the original packages.
+"""The prompt templates of the reward models, read from the user's own copy of the original packages.
 
-A template belongs to the original's source, so it is not in this repository. The file that holds it is parsed and
+A template is part of the original's source, so it is not in this repository. The file that holds it is parsed and
 never run.
 """
 
@@ -20,7 +20,7 @@ FIELD = "text_prompt"  # where both originals put the prompt
 
 @dataclass(frozen=True)
 class TemplateOrigin:
-    """Where an original keeps its template."""
+    """Place of a template in an original's code."""
 
     title: str
     file: str  # in the package or repository, by its last parts
@@ -32,7 +32,7 @@ class TemplateOrigin:
 
 @dataclass(frozen=True)
 class FoundTemplate:
-    """A template, and what it was read from."""
+    """A template and the file that it was read from."""
 
     template: Template
     file: str  # its path in the package
@@ -40,15 +40,15 @@ class FoundTemplate:
 
 
 def read_template(source: str | Path, origin: TemplateOrigin, *, accept_changed: bool = False) -> FoundTemplate:
-    """The template in a copy of the original.
+    """Reads the template from a copy of the original.
 
     Args:
         source: the Python file itself, a folder that holds it somewhere, or a wheel or another zip file with it.
-        accept_changed: takes a template that is not the original's, for weights that were trained with it.
+        accept_changed: accepts a template that is not the original's, for weights that were trained with it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the template is not in it, or is another one than the weights were trained with.
+        ValueError: the template is not in it, or is not the one that the weights were trained with.
     """
     try:
         name, code = _read_source(Path(source), origin)
@@ -74,7 +74,7 @@ def read_template(source: str | Path, origin: TemplateOrigin, *, accept_changed:
 
 
 def _read_source(source: Path, origin: TemplateOrigin) -> tuple[str, str]:
-    """Name and code of the file with the template."""
+    """Returns name and code of the file with the template."""
     if not source.exists():
         raise FileNotFoundError(f"There is no {source} to read the prompt template from. {origin.how_to_get}")
     if source.is_file() and zipfile.is_zipfile(source):
@@ -93,7 +93,7 @@ def _read_source(source: Path, origin: TemplateOrigin) -> tuple[str, str]:
 
 
 def _string_constants(code: str, name: str) -> Mapping[str, str]:
-    """The texts that the file gives names to, at its top level."""
+    """String constants of a file's top level, by name."""
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes, before Python 3.12
@@ -108,7 +108,7 @@ def _string_constants(code: str, name: str) -> Mapping[str, str]:
 
 
 def _split(text: str, name: str, origin: TemplateOrigin) -> tuple[str, str]:
-    """What is before and after the prompt's place in a text for `str.format`."""
+    """Splits a text for `str.format` at the prompt's place."""
     halves = [""]
     try:
         for literal, field, spec, conversion in string.Formatter().parse(text):
@@ -125,4 +125,4 @@ def _split(text: str, name: str, origin: TemplateOrigin) -> tuple[str, str]:
 
 
 def _changed(origin: TemplateOrigin) -> str:
-    return f"it is not {origin.title}'s prompt template as the weights know it. {origin.how_to_get}"
+    return f"it is not the prompt template that {origin.title} was trained with. {origin.how_to_get}"

@@ -1,4 +1,4 @@
-"""VideoAlign from its authors' folder: whole models, and adapters that lie over Qwen2-VL."""
+"""Conversion of VideoAlign from its authors' folder: whole models, and adapters over Qwen2-VL."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ TEMPLATE = TemplateOrigin(
 HEAD = "rm_head.weight"
 WHOLE, ADAPTER, OTHERS = "model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, beside the weights
-# What the model's own code was trained with, and this reward does; another value means another input.
+# Settings that the model was trained with and this reward implements; other values would mean other input.
 EXPECTED = {
     "data_config": {
         "prompt_template_type": "detailed_special",
@@ -57,16 +57,16 @@ def convert_videoalign(
         checkpoint: the authors' folder, with `model_config.json` and `checkpoint-*` (the last of several is taken), or
             its Hub id; they published it as `videoalign.CHECKPOINT`.
         template_source: a clone of the authors' repository, or its `prompt_template.py`: the prompt template is read
-            from it, and no code of it is run.
-        output: the folder to make; it appears when it is whole.
+        from it, and none of its code is run.
+        output: the folder to make; it appears once it is complete.
         base: folder or Hub id of the Qwen2-VL that VideoAlign was tuned from, for its config and tokenizer; for its
             weights too where `checkpoint` holds an adapter.
-        accept_changed_template: takes another template than the one that the published weights know.
-        overwrite: a folder at `output` is replaced, where all in it is as this project wrote it.
+        accept_changed_template: accepts a template other than the one that the weights were trained with.
+        overwrite: replaces a folder at `output` if every file in it is as this project wrote it.
 
     Raises:
         ValueError: the files do not fit each other, or are of another model; nothing was written.
-        OSError: something is not there, can't be downloaded, or does not fit on the disk; nothing is left of it.
+        OSError: something is absent, can't be downloaded, or does not fit on the disk; nothing is left behind.
     """
     check_target(
         output, overwrite=overwrite, inputs=(checkpoint, template_source, base)
@@ -79,19 +79,8 @@ def convert_videoalign(
     config = read_model_config(source)
     step = last_step(source)
     alpha = lora_alpha(step, config["peft_lora_config"].get("lora_alpha"), f"{source.name}/{step.name}")
-    if (step / WHOLE).is_file():
-        base_source = find_base(base)
-        weights = OriginalWeights.of_file(open_checkpoint(step / WHOLE), f"{source.name}/{step.name}/{WHOLE}", alpha)
-    else:
-        base_source = find_base(base, with_weights=True)
-        weights = adapter_weights(step, base_source, f"{source.name}/{step.name}", alpha)
-    if not any(key.endswith(HEAD) for key in weights.tensors):
-        what = (
-            "an HPSv3 reward; convert it as `hpsv3`"
-            if "rm_head.0.weight" in weights.tensors
-            else "no VideoAlign reward"
-        )
-        raise ValueError(f"{weights.name} is {what}: it has no {HEAD}.")
+    base_source = find_base(base, with_weights=not (step / WHOLE).is_file())
+    weights = _original_weights(step, base_source, f"{source.name}/{step.name}", alpha)
     plan = RewardPlan(
         kind=VideoAlignReward.kind,
         modality="video",
@@ -110,10 +99,10 @@ def convert_videoalign(
 
 
 def read_model_config(source: Source) -> Mapping[str, Mapping]:
-    """The authors' `model_config.json`.
+    """Reads the authors' `model_config.json`.
 
     Raises:
-        ValueError: it is not there, damaged, or of a model that is fed otherwise than this reward feeds it.
+        ValueError: it is absent, damaged, or of a model whose input is not made as this reward makes it.
     """
     path = source.path / "model_config.json"
     if not path.is_file():
@@ -155,10 +144,10 @@ def last_step(source: Source) -> Path:
 
 
 def lora_alpha(step: Path, alpha: float | None, name: str) -> float | None:
-    """Alpha of the adapter in a folder, by `model_config.json` or by PEFT's config beside the weights.
+    """Alpha of the adapter in a folder, from `model_config.json` or from PEFT's config beside the weights.
 
     Raises:
-        ValueError: the two differ, or PEFT's says that the adapter means something else.
+        ValueError: the two differ, or PEFT's has settings that are unknown here.
     """
     path = step / ADAPTER_CONFIG
     if not path.is_file():
@@ -174,8 +163,25 @@ def lora_alpha(step: Path, alpha: float | None, name: str) -> float | None:
     return said
 
 
+def _original_weights(step: Path, base: Source, name: str, lora_alpha: float | None) -> OriginalWeights:
+    """Returns the weights of a whole model, or those of an adapter over its base.
+
+    Raises:
+        ValueError: they are no VideoAlign reward.
+    """
+    if (step / WHOLE).is_file():
+        weights = OriginalWeights.of_file(open_checkpoint(step / WHOLE), f"{name}/{WHOLE}", lora_alpha)
+    else:
+        weights = adapter_weights(step, base, name, lora_alpha)
+    if not any(key.endswith(HEAD) for key in weights.tensors):
+        is_hpsv3 = "rm_head.0.weight" in weights.tensors
+        what = "an HPSv3 reward; convert it as `hpsv3`" if is_hpsv3 else "no VideoAlign reward"
+        raise ValueError(f"{weights.name} is {what}: it has no {HEAD}.")
+    return weights
+
+
 def adapter_weights(step: Path, base: Source, name: str, lora_alpha: float | None) -> OriginalWeights:
-    """Base, what was tuned whole over it, and the LoRA, under the keys that a whole model has.
+    """Weights of the base, those tuned in full over it, and the LoRA, under the keys of a whole model.
 
     Raises:
         ValueError: a file is missing, one holds no LoRA, or the embeddings of the reward tokens are in none of them.
@@ -213,7 +219,7 @@ def normalization(inference_config: Mapping[str, float] | None) -> dict[str, tup
 
 
 def _check_numbers(config: Mapping[str, Mapping | None], path: str) -> None:
-    """Whether the numbers that the reward works with are there and can be."""
+    """Checks that the numbers that the reward needs are present and valid."""
     wanted = [("data_config", "max_frame_pixels")]
     wanted += [(section, name) for section, name in OPTIONAL if config[section].get(name) is not None]
     if config["inference_config"] is not None:

@@ -1,4 +1,4 @@
-"""Key names of the original Wan transformer, and of what was trained from it, in diffusers' names."""
+"""Keys of the original Wan transformer and of models trained from it, mapped to diffusers' names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class WanLayout:
-    """Where a checkpoint holds a Wan transformer, under which keys."""
+    """Place and keys of a Wan transformer in a checkpoint."""
 
     dict_name: str  # as in `Checkpoint.dicts`
     keys: Mapping[str, str]  # the checkpoint's, by diffusers'
@@ -30,7 +30,7 @@ class WanLayout:
 
 
 def find_wan_layouts(checkpoint: Checkpoint) -> list[WanLayout]:
-    """Every Wan transformer that a checkpoint holds."""
+    """Finds every Wan transformer that a checkpoint holds."""
     layouts = []
     for dict_name, infos in checkpoint.dicts.items():
         if any(key.endswith(HALLMARK) for key in infos):
@@ -41,11 +41,11 @@ def find_wan_layouts(checkpoint: Checkpoint) -> list[WanLayout]:
 
 
 def choose_wan_layout(checkpoint: Checkpoint, preferred: tuple[str, ...], named: str | None = None) -> WanLayout:
-    """The transformer to convert.
+    """Chooses the transformer to convert.
 
     Args:
-        preferred: dicts in order, of which the first that is there is taken.
-        named: a layout's name, in the place of that order.
+        preferred: dicts in order, of which the first present is taken.
+        named: a layout's name, instead of that order.
 
     Raises:
         ValueError: there is no such transformer; the message says what there is.
@@ -66,14 +66,14 @@ def choose_wan_layout(checkpoint: Checkpoint, preferred: tuple[str, ...], named:
 
 
 def convert_wan_transformer(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """Original Wan keys to those of diffusers' `WanTransformer3DModel`; the values are the same objects.
+    """Maps original Wan keys to those of diffusers' `WanTransformer3DModel`; the values are the same objects.
 
     Args:
         state_dict: tensors, or anything else that has such keys, with or without the trainers' prefixes (`model.`,
             `module.`, `generator.`, `_fsdp_wrapped_module.`).
 
     Raises:
-        ValueError: two keys are one after their prefixes are gone.
+        ValueError: two keys are the same without their prefixes.
     """
     converted: dict[str, Value] = {}
     for original, value in state_dict.items():

@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 from ..loaders.saving import file_names, finally_on_signals, foreign_files, write_manifest
 from .reading import TensorInfo
 
-SHARD_BYTES = 10**9  # what of a model is in memory at a time while it is written
+SHARD_BYTES = 10**9  # of a model in memory at a time while it is written
 DIFFUSERS_STEM = "diffusion_pytorch_model"  # names of weight files, by library
 TRANSFORMERS_STEM = "model"
 
 
 @dataclass(frozen=True)
 class WrittenWeights:
-    """What `write_shards` wrote."""
+    """Result of `write_shards`."""
 
     files: tuple[Path, ...]
     num_parameters: int
@@ -35,21 +35,21 @@ class WrittenWeights:
 
 @contextlib.contextmanager
 def new_folder(target: str | Path, *, overwrite: bool = False, inputs: tuple[str | Path, ...] = ()) -> Iterator[Path]:
-    """A folder beside `target` to write into, which takes its name when the block ends.
+    """Gives a folder beside `target` to write into, which is renamed to `target` when the block ends.
 
     It gets a manifest of its files. When the block fails or is interrupted, also by SIGTERM, the folder is deleted,
-    and what was at `target` is as it was. What a kill leaves is named `.stream-t1-*.partial`; the replaced folder then
-    has its own name or `.stream-t1-*.replaced`.
+    and `target` is as it was. A kill leaves a folder named `.stream-t1-*.partial`; the replaced folder then has its
+    own name or `.stream-t1-*.replaced`.
 
     Args:
-        target: where the folder is wanted; the folder that it lies in exists.
-        overwrite: whether a folder that is there is replaced, in which all is as this project wrote it.
+        target: path of the new folder; its parent exists.
+        overwrite: replaces an existing folder if every file in it is as this project wrote it.
         inputs: files and folders that are read meanwhile, which `target` may not replace.
 
     Raises:
         FileExistsError: `target` exists, and is not to be replaced, or holds a file that this project did not write.
         ValueError: `target` holds one of `inputs`.
-        OSError: it can't be made.
+        OSError: the folder can't be made.
     """
     target = check_target(target, overwrite=overwrite, inputs=inputs)
     token = secrets.token_hex(6)
@@ -81,7 +81,7 @@ def _remove_leftovers(folder: Path, replaced: Path, target: Path) -> None:
 
 
 def check_target(target: str | Path, *, overwrite: bool = False, inputs: tuple[str | Path, ...] = ()) -> Path:
-    """Gives the path at which `new_folder` will make a folder; tries that it can.
+    """Returns the path at which `new_folder` will make a folder, and checks that it can.
 
     Arguments and errors are those of `new_folder`.
     """
@@ -107,9 +107,10 @@ def check_target(target: str | Path, *, overwrite: bool = False, inputs: tuple[s
 
 
 def check_free_space(target: str | Path, num_bytes: int) -> None:
-    """
+    """Checks the room on the disk of `target`.
+
     Raises:
-        OSError: the disk of `target` has no room for `num_bytes`.
+        OSError: there are fewer than `num_bytes` free.
     """
     free = shutil.disk_usage(Path(target).resolve().parent).free
     if free < num_bytes:
@@ -129,7 +130,7 @@ def write_shards(
     Args:
         folder: of the component; made when it is not there.
         infos: of every tensor.
-        read: gives the tensors of some keys, as `infos` says they are. Called once per shard.
+        read: returns the tensors of some keys, as described in `infos`. Called once per shard.
         stem: of the files' names, `DIFFUSERS_STEM` or `TRANSFORMERS_STEM`.
         shard_bytes: of the largest shard; a larger tensor has one of its own.
     """
@@ -177,7 +178,7 @@ def _check_overwritten(target: Path, overwrite: bool) -> None:
 
 
 def _independent(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous tensors none of which shares memory with another, as safetensors wants them."""
+    """Contiguous tensors, none of which shares memory with another, as safetensors requires."""
     separate, storages = {}, set()
     for key, tensor in tensors.items():
         storage = tensor.untyped_storage()

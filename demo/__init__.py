@@ -9,7 +9,7 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 
 def load_pipeline(folder: str | Path = CHECKPOINT) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
-    """The demo model, or another one of its training, with the demo's rewards as its components."""
+    """Loads the demo model, or another one of its training, with the demo's rewards as its components."""
     from ..pipeline_stream_t1 import StreamT1Pipeline
     from .rewards import LegibilityReward, MotionReward
 

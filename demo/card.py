@@ -1,4 +1,4 @@
-"""The files beside a trained checkpoint that people read: its card, its loss curves, its contact sheet.
+"""The human-readable files beside a trained checkpoint: its card, its loss curves, its contact sheet.
 
 Every number in the card comes from `measurements.json`, which training and scoring write; what was not measured is not
 in the card.
@@ -67,7 +67,7 @@ def model_card(measurements: dict) -> str:
 
 
 def draw_loss_curves(lines: Sequence[dict], path: Path) -> None:
-    """A picture of the training log: VAE fidelity, transformer losses, caption gaps."""
+    """Draws the training log: VAE fidelity, transformer losses, caption gaps."""
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4))
     vae = [line for line in lines if line["stage"] == "vae"]

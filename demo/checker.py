@@ -1,6 +1,6 @@
-"""What a demo video shows, judged from its pixels alone: plain measurements, no learned part, no prompt.
+"""The checker, a verdict on a demo video from its pixels alone: plain measurements, no learned part, no prompt.
 
-This is one of the two verdicts that are reported; the other (`judge.py`) is learnt. The rewards that the search
+This is one of the two verdicts that are reported; the other (`judge.py`) is learned. The rewards that the search
 maximises (`rewards.py`) are built differently on purpose: colours by soft matches instead of medians, shapes by
 moments instead of templates, motion by fits.
 
@@ -21,7 +21,7 @@ VELOCITY_LAG = 8  # frames; two latent frames
 MOTION_SHARE = 0.6  # of the frames that must agree
 STEADY_TURN = 0.9
 COLOR_SHARE = 0.8
-SAME_COLOR = 0.22  # largest RGB distance at which a colour still has its name
+SAME_COLOR = 0.22  # largest RGB distance from a named colour that still gets its name
 TEMPLATE_PIXELS = 48
 MIN_SHAPE_OVERLAP = {"circle": 0.86, "triangle": 0.86, "cross": 0.81}  # what an outline 0.8 pixels off leaves of each
 MIN_SHAPE_MARGIN = 0.1
@@ -29,7 +29,7 @@ MIN_SHAPE_MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Verdict(Sight):
-    """What was seen; None where nothing is clear enough to name."""
+    """The attributes that were seen; None where nothing is clear enough to name."""
 
     shape: str | None
     color: str | None
@@ -56,7 +56,7 @@ class ObjectTrack:
 
 
 def check(frames: torch.Tensor) -> Verdict:
-    """The verdict on a video.
+    """Judges a video.
 
     frames: (F, 3, H, W) float in [0, 1], at least 9
     """
@@ -78,7 +78,7 @@ def check(frames: torch.Tensor) -> Verdict:
 
 
 def find_object(frames: torch.Tensor) -> ObjectTrack:
-    """Everything that is not the background, measured frame by frame.
+    """Measures everything that is not the background, frame by frame.
 
     The centre is a circular mean, so that an object cut in two by a border has its centre at the border.
     """
@@ -108,7 +108,7 @@ def find_object(frames: torch.Tensor) -> ObjectTrack:
 
 
 def name_motion(centers: torch.Tensor) -> str | None:
-    """The motion of a path (F, 2), from the directions of travel and how they turn."""
+    """Names the motion of a path (F, 2), by the directions of travel and their turns."""
     lag = min(VELOCITY_LAG, max(1, len(centers) // 4))
     velocity = (centers[lag:] - centers[:-lag]) / lag
     speed = velocity.norm(dim=1)
@@ -130,7 +130,7 @@ def name_motion(centers: torch.Tensor) -> str | None:
 
 
 def name_shape(track: ObjectTrack) -> str | None:
-    """The template that overlaps most over the frames, or None when no template overlaps well: neither of them."""
+    """Names the template that overlaps most over the frames; None, "neither", when none overlaps well."""
     overlaps = shape_overlaps(track)[track.present].median(dim=0).values  # one per shape
     best, second = overlaps.topk(2).values.tolist()
     name = SHAPES[int(overlaps.argmax())]
@@ -187,7 +187,7 @@ def _linear_weights(position: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _circular_mean(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean position (F,) in [0, 1) along a joined axis, and how spread out the weights are: 0 a point, 1 everywhere.
+    """Mean position (F,) in [0, 1) along a joined axis, and the spread of the weights: 0 a point, 1 everywhere.
 
     weights: (F, length)
     """

@@ -1,10 +1,10 @@
-"""How far the checker can be trusted: its verdicts on clips whose content is known, as confusion matrices.
+"""Validation of the checker: its verdicts on clips whose content is known, as confusion matrices.
 
 `python -m stream_t1.demo.checker_validation` writes `demo/checker_validation.json`. Some clips keep their shape
 (clean, blurred, noisy, slightly deformed, reconstructed by the demo's VAE), in others there is a moving object that
 is none of the shapes (irregular blobs, shapes bent out of shape, two shapes melted into one, squares, rings, bars,
-ellipses): for these the right answer is "neither". For samples of the shipped checkpoint the truth is what was seen in
-them by eye, kept in `demo/generated_labels.json`.
+ellipses): for these the right answer is "neither". For samples of the shipped checkpoint the truth was labelled by eye
+and is kept in `demo/generated_labels.json`.
 
 Axes: F frames, H height, W width. Lengths in pixels of a 64-pixel frame.
 """
@@ -46,7 +46,7 @@ class KnownClips:
 
 
 def known_clips(vae: AutoencoderKLWan, captions: Sequence[Caption], seed: int) -> dict[str, KnownClips]:
-    """Every set of clips, each with clips of its own."""
+    """Draws every set of clips, each with clips of its own."""
     drawn = [torch.stack([clip.frames for clip in draw_clips(captions, NUM_FRAMES, seed + i)]) / 255 for i in range(3)]
     noise = torch.randn(drawn[2].shape, generator=torch.Generator().manual_seed(seed))
     latents = encode_captions(vae, captions, seed + 3, num_frames=NUM_FRAMES)
@@ -67,13 +67,13 @@ def known_clips(vae: AutoencoderKLWan, captions: Sequence[Caption], seed: int) -
 
 
 def confusion(clips: KnownClips, look: Look) -> dict[str, dict]:
-    """Per attribute: for every true value, how often each verdict was given."""
+    """Counts of each verdict for every true value, per attribute."""
     truths = clips.captions if clips.has_shape else [replace(caption, shape=None) for caption in clips.captions]
     return count_sights([look(video) for video in clips.videos], truths)
 
 
 def count_sights(sights: Sequence[Sight], truths: Sequence[Caption]) -> dict[str, dict]:
-    """`confusion` of what was seen already; a truth that is left open is "neither"."""
+    """`confusion` of sights that are there already; a truth that is left open is "neither"."""
     return {
         name: count_answers(
             [getattr(truth, name) or NEITHER for truth in truths],
@@ -85,7 +85,7 @@ def count_sights(sights: Sequence[Sight], truths: Sequence[Caption]) -> dict[str
 
 
 def generated_confusion(folder: Path, labels: dict, look: Look) -> dict[str, dict[str, int]]:
-    """For every shape seen by eye in samples of the checkpoint, how often each verdict was given."""
+    """Counts of each verdict for every shape that was seen by eye in samples of the checkpoint."""
     from ..pipeline_stream_t1 import StreamT1Pipeline
     from .score import sample_videos
 
@@ -110,7 +110,7 @@ def balanced_accuracy(matrix: dict[str, dict[str, int]]) -> float:
 
 
 def count_answers(truths: Sequence[str], verdicts: Sequence[str], answers: Sequence[str]) -> dict[str, dict[str, int]]:
-    """For every truth, how often each of the answers was given."""
+    """Counts of each of the answers for every truth."""
     pairs = Counter(zip(truths, verdicts, strict=True))
     return {
         truth: {answer: pairs[truth, answer] for answer in answers if pairs[truth, answer]}
@@ -119,7 +119,7 @@ def count_answers(truths: Sequence[str], verdicts: Sequence[str], answers: Seque
 
 
 def measures(matrices: dict[str, dict]) -> dict[str, dict]:
-    """What is kept of one set of clips."""
+    """The measures that are kept of one set of clips."""
     return {
         "balanced_accuracy": {attribute: balanced_accuracy(matrix) for attribute, matrix in matrices.items()},
         "confusion": matrices,

@@ -1,4 +1,4 @@
-"""The demo's world: one shape of one colour that moves for ever over a plain background, and the captions for it.
+"""The demo's world: one shape of one colour that moves forever over a plain background, and the captions for it.
 
 Every motion is perpetual, since videos are streamed for as many chunks as asked: straight motions leave at one border
 and come back at the other, circles close. Frames are 64x64 at 16 per second.
@@ -68,7 +68,7 @@ JOINING_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class Caption:
-    """What a clip shows; None for what is not said."""
+    """The attributes of a clip; None for those that are left open."""
 
     shape: str | None = None
     color: str | None = None
@@ -87,14 +87,14 @@ class Caption:
 
 
 class Sight:
-    """What somebody sees in a video; a subclass says what it answers."""
+    """The attributes that a verdict sees in a video; a subclass gives the answers."""
 
     def answer(self, attribute: str) -> str | None:
-        """The value that was seen, None for none of those that have a name."""
+        """The value that was seen; None for a value without a name."""
         raise NotImplementedError
 
     def follows(self, caption: Caption, attribute: str) -> bool:
-        """Whether this attribute is as the caption says; what a caption leaves open is always followed."""
+        """Tells whether this attribute is as the caption says; one that the caption leaves open is always followed."""
         wanted = getattr(caption, attribute)
         return wanted is None or self.answer(attribute) == wanted
 
@@ -110,7 +110,7 @@ class Clip:
 
 
 def parse_caption(text: str) -> Caption:
-    """The attributes that a prompt names, in any order of words; the colour before "background" is the background."""
+    """Reads the attributes that a prompt names, in any order; the colour before "background" is the background."""
     rest = " ".join(re.findall(r"[a-z]+", text.lower()))
     motion, rest = _take_phrase(rest, MOTION_WORDS)
     colors = "|".join(COLOR_WORDS)
@@ -196,7 +196,7 @@ def draw_clips(captions: Sequence[Caption], num_frames: int, seed: int = 0) -> l
 
 
 def shape_coverage(shape: str, centers: torch.Tensor, radius: float) -> torch.Tensor:
-    """How much of each pixel the shape covers, with soft edges, on a canvas whose borders are joined.
+    """Share of each pixel that the shape covers, with soft edges, on a canvas whose borders are joined.
 
     The shapes differ in size too: at the latents' resolution that is most of what tells a circle from a triangle.
 
@@ -230,7 +230,7 @@ def _shuffled_captions() -> list[Caption]:
 
 
 def _fill(caption: Caption, generator: random.Random) -> Caption:
-    """The caption with everything said; what was unsaid is drawn."""
+    """The full caption; what was left open is drawn at random."""
     return Caption(
         shape=caption.shape or generator.choice(SHAPES),
         color=caption.color or generator.choice(list(COLORS)),

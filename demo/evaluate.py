@@ -1,8 +1,8 @@
 """Compare ways to search on the demo at equal cost: `python -m stream_t1.demo.evaluate --output FOLDER`.
 
-Without more it makes all comparisons on the demo's held-out captions, which takes two cores a few hours; `--suite` and
-`--limit` make less of it. `accelerate launch -m stream_t1.demo.evaluate ...` spreads the videos over processes, GPUs
-and machines. A run that was killed goes on with the same command. `stream-t1 evaluate` compares on any other model.
+By default it makes all comparisons on the demo's held-out captions, which takes two cores a few hours; `--suite` and
+`--limit` make fewer. `accelerate launch -m stream_t1.demo.evaluate ...` spreads the videos over processes, GPUs and
+machines. The same command resumes a run that was killed. `stream-t1 evaluate` compares on any other model.
 
 FOLDER gets one line of JSON for every video (`rows-N.jsonl`), and tables and pictures of every suite.
 """
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def load_demo(options: argparse.Namespace, device: torch.device) -> Evaluation:
-    """The demo, its own rewards to search by, and its verdicts."""
+    """Loads the demo, its own rewards to search by, and its verdicts."""
     pipe = load_pipeline(options.model)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
@@ -55,7 +55,7 @@ def load_demo(options: argparse.Namespace, device: torch.device) -> Evaluation:
         pipe,
         {**seen, **searched_rewards(pipe)},
         in_windows=tuple(seen),
-        verdicts=tuple(f"{name}.lowest" for name in seen),  # a video is right when it is so throughout
+        verdicts=tuple(f"{name}.lowest" for name in seen),  # a video is right when it is right throughout
         height=pipe.config.default_height,
         width=pipe.config.default_width,
     )

@@ -12,7 +12,7 @@ from .train_transformer import SHIFT, TextToVideo
 
 
 def export_folder(model: TextToVideo, vae: AutoencoderKLWan, folder: Path) -> None:
-    """Write every component and `model_index.json`; no path of this machine stays in a config."""
+    """Writes every component and `model_index.json`; no path of this machine stays in a config."""
     model.transformer.save_pretrained(folder / "transformer")
     model.text_encoder.save_pretrained(folder / "text_encoder")
     model.tokenizer.save_pretrained(folder / "tokenizer")

@@ -1,8 +1,8 @@
-"""A second verdict on a demo video, learnt: a small convolutional network that names what windows of two seconds show.
+"""The judge, a learned verdict on a demo video: a small convolutional network that names what two-second windows show.
 
 It is built on another principle than the checker (`checker.py`) and the rewards (`rewards.py`), and it is only ever
 used to report: no search maximises it and no setting of the demo model was chosen by it. `train_judge.py` trains it on
-drawn clips, whose content is known, as the demo's VAE gives them back.
+drawn clips, whose content is known, as the demo's VAE reconstructs them.
 
 Axes: B windows, F frames, H height, W width.
 """
@@ -18,9 +18,9 @@ from .clips import FRAME_PIXELS, VALUES, Caption, Sight
 
 JUDGE = Path(__file__).parent / "judge"
 WEIGHTS = "judge.safetensors"
-WINDOW_FRAMES = 33  # frames that one reading looks at
+WINDOW_FRAMES = 33  # frames of one reading
 WINDOW_STRIDE = 12  # frames of a chunk: one reading ends with every chunk from the third on
-FRAME_STEP = 4  # frames of a latent; every fourth is looked at
+FRAME_STEP = 4  # frames of a latent; every fourth is read
 WIDTHS = (16, 32, 48, 64)
 COLOR_FEATURES = 32
 INPUT_GAIN = 4.0  # so that neighbouring colours lie on different sides of the activations' bends
@@ -28,12 +28,12 @@ INPUT_GAIN = 4.0  # so that neighbouring colours lie on different sides of the a
 
 @dataclass(frozen=True, eq=False)
 class Reading(Sight):
-    """What the judge makes of a video, window by window."""
+    """The judge's answers for a video, window by window."""
 
     probabilities: dict[str, torch.Tensor]  # per attribute (windows, values + 1); the last is "neither"
 
     def answer(self, attribute: str) -> str | None:
-        """The value that is likeliest over all windows, None for neither."""
+        """The most likely value over all windows; None for neither."""
         index = int(self.probabilities[attribute].mean(dim=0).argmax())
         return (*VALUES[attribute], None)[index]
 
@@ -84,9 +84,9 @@ class Judge(nn.Module):
         return self.classify(seen)
 
     def classify(self, seen: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`forward` of the frames that are looked at (B, 9, 3, 64, 64)."""
+        """`forward` for the frames that are read (B, 9, 3, 64, 64)."""
         seen = INPUT_GAIN * (2 * seen.transpose(1, 2) - 1)  # (B, 3, 9, 64, 64)
-        # the norms of the layers take away how bright a clip is on the whole, so colours have a way of their own
+        # the norms of the layers remove the overall brightness of a clip, so colours have a path of their own
         colors = self.colors(nn.functional.avg_pool3d(seen, (1, 4, 4))).mean(dim=(2, 3, 4))
         features = self.layers(seen).mean(dim=(3, 4)).flatten(1)
         hidden = nn.functional.silu(self.hidden(torch.cat([colors, features], dim=1)))
@@ -94,7 +94,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def read(self, frames: torch.Tensor) -> Reading:
-        """The reading of one video; what comes after the last whole window is not looked at.
+        """Reads one video; frames after the last whole window are ignored.
 
         frames: (F, 3, H, W) float in [0, 1], at least WINDOW_FRAMES
         """
@@ -108,7 +108,7 @@ class Judge(nn.Module):
 
 
 def load_judge(folder: str | Path = JUDGE) -> Judge:
-    """The trained judge that ships with the package, or another of its training, in eval mode on the CPU."""
+    """Loads the trained judge that ships with the package, or another of its training, in eval mode on the CPU."""
     judge = Judge()
     judge.load_state_dict(load_file(Path(folder) / WEIGHTS))
     return judge.eval()
@@ -117,7 +117,7 @@ def load_judge(folder: str | Path = JUDGE) -> Judge:
 def _layer(
     inputs: int, outputs: int, kernel: tuple[int, int, int], *, spatial_stride: int
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """A convolution that takes the borders as joined and keeps only moments that it sees from all sides."""
+    """A convolution with joined borders in space and without padding in time."""
     convolution = nn.Conv3d(
         inputs,
         outputs,

@@ -1,8 +1,8 @@
-"""What the judge learns from: clips whose content is known, of which much is nothing that a caption could say.
+"""Training clips of the judge: their content is known, and much of it is nothing that a caption could say.
 
-A clip follows its caption but for its oddities: an outline that is none of the shapes, a colour without a name, a path
-that leads nowhere, an object that fades. The failures of generators are among them. What is left of the caption is the
-clip's truth: it comes from how the clip was drawn, never from another verdict.
+A clip follows its caption except for its oddities: an outline that is none of the shapes, a colour without a name, a
+path that leads nowhere, an object that fades. The failures of generators are among them. What is left of the caption
+is the clip's truth: it comes from how the clip was drawn, never from another verdict.
 
 Axes: F frames, H height, W width; coordinates as in `clips.py`.
 """
@@ -59,20 +59,20 @@ OUTLINES = {"blob": blob, "bent": bent, "melted": melted, "other shape": other_s
 OTHER_COLOR = 0.3  # RGB distance from every named colour at which a colour has none of their names
 CONTRAST = 0.4  # least RGB distance of object and background
 OTHER_DIRECTION = math.radians(20)  # from every named direction
-JITTER_PIXELS = 0.6  # of paths that still are what they are called
+JITTER_PIXELS = 0.6  # of paths that keep the name of their motion
 TILT = math.radians(10)
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledClip:
-    """A clip and what it shows."""
+    """A clip and its true content."""
 
     frames: torch.Tensor  # (F, 3, H, W) uint8
     truth: Caption  # None for neither
 
 
 def draw_oddities(generator: random.Random) -> dict[str, str]:
-    """The oddities of one clip of the training set, by attribute; most attributes have none."""
+    """Draws the oddities of one clip of the training set, by attribute; most attributes have none."""
     drawn = {}
     for attribute, shares in ODDITIES.items():
         kinds, weights = list(shares), list(shares.values())
@@ -83,7 +83,7 @@ def draw_oddities(generator: random.Random) -> dict[str, str]:
 
 
 def draw_labelled_clip(caption: Caption, oddities: dict[str, str], times: Sequence[int], seed: str) -> LabelledClip:
-    """The clip of a full caption with these oddities, at these frames of it."""
+    """Draws the clip of a full caption with these oddities, at these frames."""
     generator = random.Random(seed)
     noise = torch.Generator().manual_seed(generator.getrandbits(48))
     kinds = {attribute: oddities.get(attribute) for attribute in ODDITIES}
@@ -115,7 +115,7 @@ def draw_labelled_clip(caption: Caption, oddities: dict[str, str], times: Sequen
 
 
 def reconstruct(vae: AutoencoderKLWan, clip: LabelledClip, oddities: dict[str, str]) -> torch.Tensor:
-    """The clip's frames (F, 3, H, W) in [0, 1] as the VAE gives them back.
+    """The clip's frames (F, 3, H, W) in [0, 1] as the VAE reconstructs them.
 
     A colour without a name stays as it was drawn: the VAE has seen the named ones only and turns it into one of them,
     and the clip would no longer show its truth.
@@ -129,7 +129,7 @@ def reconstruct(vae: AutoencoderKLWan, clip: LabelledClip, oddities: dict[str, s
 def _path(
     motion: str, kind: str | None, num_frames: int, generator: random.Random, noise: torch.Generator
 ) -> torch.Tensor:
-    """Centres (F, 2) of a motion or of what is none of them."""
+    """Centres (F, 2) of a named motion or of another path."""
     usual = draw_path(motion, num_frames, generator)
     start = usual[:1]
     if kind is None:
@@ -175,7 +175,7 @@ def _coverage(
     generator: random.Random,
     noise: torch.Generator,
 ) -> torch.Tensor:
-    """How much of each pixel is object, (F, H, W)."""
+    """Share of each pixel that is object, (F, H, W)."""
     if kind is None and generator.random() < 0.25:
         kind = "wobbly"
     if kind in OUTLINES:
@@ -190,7 +190,7 @@ def _coverage(
 
 
 def _background(caption: Caption, kind: str | None, generator: random.Random) -> torch.Tensor:
-    """Its colour (3,) in [0, 1]."""
+    """The background's colour (3,) in [0, 1]."""
     if kind == WITHOUT_A_NAME:
         return _other_color(BACKGROUNDS, torch.tensor(COLORS[caption.color]) / 255, generator)
     return torch.tensor(BACKGROUNDS[caption.background]) / 255 + _shade(generator)
@@ -203,7 +203,7 @@ def _color(caption: Caption, kind: str | None, background: torch.Tensor, generat
 
 
 def _shade(generator: random.Random) -> torch.Tensor:
-    """A difference (3,) that leaves a colour its name."""
+    """A difference (3,) too small to change a colour's name."""
     return torch.tensor([generator.uniform(-0.05, 0.05) for _ in range(3)])
 
 
@@ -236,7 +236,7 @@ def _other_direction(generator: random.Random) -> float:
 
 
 def _visible(times: Sequence[int], generator: random.Random) -> torch.Tensor:
-    """How much of the object is there (F,): nothing over much of every window of 33 frames."""
+    """Visible share of the object (F,): 0 over much of every window of 33 frames."""
     time = torch.tensor(times, dtype=torch.float32)
     fate = generator.choice(["leaves", "comes", "never"])
     if fate == "never":
@@ -247,7 +247,7 @@ def _visible(times: Sequence[int], generator: random.Random) -> torch.Tensor:
 
 
 def _switching(times: Sequence[int], generator: random.Random, periods: tuple[int, int] = (4, 16)) -> torch.Tensor:
-    """1 and 0 in turns (F,), as many frames each."""
+    """Alternating 1 and 0 (F,), for equally many frames."""
     period = generator.randint(*periods)
     phase = generator.randrange(2 * period)
     return ((torch.tensor(times) + phase) // period % 2).float()

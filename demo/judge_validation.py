@@ -1,8 +1,8 @@
-"""How far the judge can be trusted: its answers on fresh clips whose content is known, never seen in its training.
+"""Validation of the judge: its answers on fresh clips whose content is known, never seen in its training.
 
-The sets of the checker's validation, captions that are not held out, a mixture as in training on which it is seen how
-far the judge's probabilities can be believed, and every oddity that it was taught, by itself. All but the first go
-through the VAE, colours without a name excepted.
+These are the sets of the checker's validation, captions that are not held out, a mixture as in training for the
+calibration of the judge's probabilities, and every oddity of its training by itself. All but the first go through the
+VAE, except colours without a name.
 
 `python -m stream_t1.demo.judge_validation` measures the shipped judge again, on samples labelled by eye too.
 """
@@ -28,11 +28,11 @@ from .latents import repeat_captions
 
 @dataclass(frozen=True)
 class JudgeValidation:
-    """What the judge is measured on."""
+    """Clips that the judge is measured on."""
 
     num_clips: int = 96  # of every set
     num_odd_clips: int = 16  # of every oddity; 0 leaves these figures out
-    seed: int = 6_000_000  # of training's clips it is 5,000,000
+    seed: int = 6_000_000  # that of training is 5,000,000
 
 
 def validate_judge(judge: Judge, vae: AutoencoderKLWan, settings: JudgeValidation) -> dict[str, dict]:
@@ -64,7 +64,7 @@ def validate_judge(judge: Judge, vae: AutoencoderKLWan, settings: JudgeValidatio
 
 
 def calibration(readings: Sequence[Reading], truths: Sequence[Caption], attribute: str) -> dict[str, float]:
-    """How sure the judge is of its answers, how often they are right, and the mean surprise, over windows."""
+    """Mean confidence of the judge in its answers, their accuracy, and the mean surprise, over windows."""
     probabilities = torch.cat([reading.probabilities[attribute] for reading in readings])
     right = [targets_of(truth)[list(VALUES).index(attribute)] for truth in truths]
     windows = [len(reading.probabilities[attribute]) for reading in readings]
@@ -81,7 +81,7 @@ def calibration(readings: Sequence[Reading], truths: Sequence[Caption], attribut
 def _read(
     judge: Judge, vae: AutoencoderKLWan, captions: Sequence[Caption], oddities: Sequence[dict[str, str]], seed: int
 ) -> tuple[list[Reading], list[Caption]]:
-    """The judge's readings of fresh clips that went through the VAE, and what they show."""
+    """The judge's readings of fresh clips that went through the VAE, and the clips' truths."""
     readings, truths = [], []
     for index, (caption, odd) in enumerate(zip(captions, oddities, strict=True)):
         clip = draw_labelled_clip(caption, odd, range(NUM_FRAMES), f"{seed}/{index}")

@@ -18,25 +18,25 @@ EMPTY_CHANNEL = 0.1  # deviation under which a VAE trained against a unit Gaussi
 
 @torch.no_grad()
 def encode_frames(vae: AutoencoderKLWan, frames: torch.Tensor) -> torch.Tensor:
-    """Latents (B, C, F, h, w) of uint8 frames (B, 4 F - 3, 3, H, W), as the VAE gives them: means, not normalised."""
+    """Encodes uint8 frames (B, 4 F - 3, 3, H, W) to latents (B, C, F, h, w): means, not normalised."""
     pixels = frames.to(vae.device).transpose(1, 2).float() / 127.5 - 1
     return encode_piece(vae, pixels, empty_caches(vae)[0]).chunk(2, dim=1)[0]
 
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """Frames (B, 4 F - 3, 3, H, W) in [0, 1] of normalised latents."""
+    """Decodes normalised latents to frames (B, 4 F - 3, 3, H, W) in [0, 1]."""
     mean, std = latent_statistics(vae)
     pixels = decode_piece(vae, latents.to(vae.device) * std + mean, empty_caches(vae)[1])
     return (pixels.transpose(1, 2) / 2 + 0.5).clamp(0, 1)
 
 
 def measure_latents(vae: AutoencoderKLWan, captions: Sequence[Caption], seed: int) -> None:
-    """Write the mean and the deviation of every latent channel over these captions' clips into the VAE's config."""
+    """Writes the mean and the deviation of every latent channel over these captions' clips into the VAE's config."""
     clips = draw_clips(captions, CLIP_FRAMES, seed)
     latents = encode_frames(vae, torch.stack([clip.frames for clip in clips])).transpose(0, 1).flatten(1)
     std = latents.std(dim=1)
-    std = torch.where(std < EMPTY_CHANNEL, 1.0, std)  # scaled to 1, its rounding errors would have to be learnt
+    std = torch.where(std < EMPTY_CHANNEL, 1.0, std)  # scaled to 1, its rounding errors would have to be learned
     vae.register_to_config(latents_mean=latents.mean(dim=1).tolist(), latents_std=std.tolist())
 
 

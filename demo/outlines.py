@@ -1,4 +1,4 @@
-"""Objects that are none of the demo's shapes, or not quite: what a verdict on shapes has to hold its own against.
+"""Objects that are none of the demo's shapes, or not quite: hard cases for a verdict on shapes.
 
 Axes: F frames, H height, W width. Lengths in pixels of a 64-pixel frame.
 """
@@ -17,7 +17,7 @@ Outline = Callable[[Caption, torch.Generator], torch.Tensor]  # a still object (
 
 
 def blob(caption: Caption, generator: torch.Generator) -> torch.Tensor:
-    """An irregular outline: a radius that waves two to five times around, by a fifth on the whole."""
+    """An irregular outline: a radius with two to five waves around, of a fifth in root mean square."""
     x, y = _centred_grid()
     angle = torch.atan2(y, x)
     waves = torch.randn(4, generator=generator)
@@ -35,7 +35,7 @@ def bent(caption: Caption, generator: torch.Generator) -> torch.Tensor:
 
 
 def wobbly(caption: Caption, generator: torch.Generator) -> torch.Tensor:
-    """The caption's shape bent by a smooth field of 1 pixel, which leaves it what it is."""
+    """The caption's shape bent by a smooth field of 1 pixel, which keeps its name."""
     return _warped(_still(caption.shape), 1.0, generator)
 
 
@@ -67,7 +67,7 @@ def moved_along(centers: torch.Tensor, still: torch.Tensor) -> torch.Tensor:
 
 
 def clips_of(captions: Sequence[Caption], outline: Outline, num_frames: int, seed: int) -> torch.Tensor:
-    """The captions' clips (V, F, 3, H, W) in [0, 1] with another object in the place of their shape."""
+    """The captions' clips (V, F, 3, H, W) in [0, 1] with another object instead of their shape."""
     generator = torch.Generator().manual_seed(seed)
     videos = []
     for clip, caption in zip(draw_clips(captions, num_frames, seed), captions, strict=True):
@@ -96,7 +96,7 @@ def _soft(distance: torch.Tensor) -> torch.Tensor:
 
 
 def _warped(still: torch.Tensor, pixels: float, generator: torch.Generator) -> torch.Tensor:
-    """The picture (H, W) moved at every place by a smooth random field of this root mean square."""
+    """The picture (H, W) warped by a smooth random field of this root mean square."""
     field = torch.randn(1, 2, 5, 5, generator=generator)  # one node every 16 pixels
     field = functional.interpolate(field, size=(FRAME_PIXELS, FRAME_PIXELS), mode="bicubic", align_corners=True)
     field = field - field.mean(dim=(2, 3), keepdim=True)

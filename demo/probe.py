@@ -1,4 +1,4 @@
-"""Whether samples follow their captions, seen early: first chunks alone, decoded and judged by the checker.
+"""An early check that samples follow their captions: first chunks alone, decoded and judged by the checker.
 
 A first chunk is nine frames, the least that the checker takes, and costs four forwards: cheap enough to be measured
 while the transformer trains, beside the gaps of `train_transformer.caption_gaps`.
@@ -18,7 +18,7 @@ from .train_transformer import TextToVideo, sample_first_chunks
 def probe_first_chunks(
     model: TextToVideo, vae: AutoencoderKLWan, captions: Sequence[Caption], seed: int
 ) -> dict[str, float]:
-    """Shares of sampled first chunks that follow each attribute, and of each shape those that show it."""
+    """Shares of sampled first chunks that follow each attribute, and that show each shape."""
     videos = decode_latents(vae, sample_first_chunks(model, captions, seed)).cpu()
     verdicts = [check(video) for video in videos]
     shares = summarize_verdicts(verdicts, captions)

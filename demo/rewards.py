@@ -23,7 +23,7 @@ VELOCITY_LAG = 4  # frames; one latent frame decodes to four
 
 
 class LegibilityReward(Reward):
-    """How clearly each frame shows the colour, the background and the shape of the prompt, mean over frames.
+    """Legibility of the prompt's colour, background and shape in each frame, mean over frames.
 
     Parts, each in [0, 1]: `background`, `color`, `shape`, `size` (one object of the usual area) and `sharpness`.
     """
@@ -31,7 +31,7 @@ class LegibilityReward(Reward):
     weights = {"background": 0.25, "color": 0.25, "shape": 0.25, "size": 0.15, "sharpness": 0.1}
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float) -> RewardOutput:
-        """Scores of B videos; one frame is enough.
+        """Scores B videos; one frame is enough.
 
         frames: (B, F, 3, H, W) float in [0, 1]
         """
@@ -59,17 +59,17 @@ class LegibilityReward(Reward):
 
 
 class MotionReward(Reward):
-    """How well the path of the object follows the motion of the prompt, and how steady the video is.
+    """Fit of the object's path to the prompt's motion, and steadiness of the video.
 
     Parts, each in [0, 1]: `motion` (fit of the path to the motion), `smooth` (no jitter), `continuous` (no jumps),
     `steady_size`, `steady_color`, and `presence` (one object of the usual size), which multiplies all of them.
     """
 
-    # Mostly the motion: over the few frames of a first chunk the others say little of what becomes of a video.
+    # Mostly the motion: over the few frames of a first chunk the others say little about the video.
     weights = {"motion": 0.7, "smooth": 0.075, "continuous": 0.075, "steady_size": 0.075, "steady_color": 0.075}
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float) -> RewardOutput:
-        """Scores of B videos of at least 9 frames.
+        """Scores B videos of at least 9 frames.
 
         frames: (B, F, 3, H, W) float in [0, 1]
         """
@@ -119,7 +119,7 @@ def _wanted(scores: torch.Tensor, wanted: list[str | None], names: list[str], nu
 
 
 def _matches(pixels: torch.Tensor, palette: dict[str, tuple[int, int, int]]) -> torch.Tensor:
-    """How close each pixel is to each colour, (N, colours, H, W) in [0, 1].
+    """Closeness of each pixel to each colour, (N, colours, H, W) in [0, 1].
 
     pixels: (N, 3, H, W)
     """
@@ -136,7 +136,7 @@ def _sharpness(coverage: torch.Tensor, area: torch.Tensor) -> torch.Tensor:
 
 
 def _shape_scores(coverage: torch.Tensor) -> torch.Tensor:
-    """How close the object's moments are to those of each shape, (N, shapes) in [0, 1]."""
+    """Closeness of the object's moments to those of each shape, (N, shapes) in [0, 1]."""
     measured = _shape_moments(coverage)[:, None]
     usual = _usual_moments().to(coverage)
     tolerance = coverage.new_tensor([0.06, 0.12, 0.12])
@@ -223,7 +223,7 @@ def _follow_object(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def _motion_fit(centers: torch.Tensor, motion: str) -> torch.Tensor:
-    """How well velocities fit the motion at its best speed, (B,) in (0, 1].
+    """Fit of the velocities to the motion at its best speed, (B,) in (0, 1].
 
     centers: (B, F, 2)
     """

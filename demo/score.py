@@ -1,6 +1,6 @@
 """Scores of a demo checkpoint: how many held-out captions its videos follow, judged by the checker.
 
-`python -m stream_t1.demo.score FOLDER` writes what it measured into FOLDER/measurements.json and renews the card.
+`python -m stream_t1.demo.score FOLDER` writes its measurements into FOLDER/measurements.json and rewrites the card.
 """
 
 import argparse
@@ -22,7 +22,7 @@ WINDOW_FRAMES = 45
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """What is sampled for the scores."""
+    """Samples that the scores are made from."""
 
     num_videos: int = 144
     num_long_captions: int = 24
@@ -33,7 +33,7 @@ class ScoreSettings:
 def sample_videos(
     pipeline: DiffusionPipeline, captions: Sequence[Caption], *, num_frames: int, seed: int, batch_videos: int = 10
 ) -> torch.Tensor:
-    """One plain sample per caption, no search, (videos, F, 3, H, W) in [0, 1]; video i has seed `seed + i`."""
+    """Makes one plain sample per caption, no search, (videos, F, 3, H, W) in [0, 1]; video i has seed `seed + i`."""
     batches = []
     for start in range(0, len(captions), batch_videos):
         texts = [caption.text for caption in captions[start : start + batch_videos]]
@@ -53,13 +53,13 @@ def sample_videos(
 
 
 def summary(videos: torch.Tensor, captions: Sequence[Caption]) -> dict[str, float]:
-    """Shares of the videos that follow each attribute and all of them, and how steady the paths are."""
+    """Shares of the videos that follow each attribute and all of them, and steadiness of their paths."""
     verdicts = [check(video) for video in videos]
     return summarize_verdicts(verdicts, captions)
 
 
 def summarize_verdicts(verdicts: Sequence[Verdict], captions: Sequence[Caption]) -> dict[str, float]:
-    """`summary` of verdicts that were already made."""
+    """`summary` of verdicts that are there already."""
     pairs = list(zip(verdicts, captions, strict=True))
     follows = {name: [verdict.follows(caption, name) for verdict, caption in pairs] for name in ATTRIBUTES}
     shares = {name: sum(flags) / len(verdicts) for name, flags in follows.items()}
@@ -84,7 +84,7 @@ def captions_of_every_motion(num_captions: int) -> list[Caption]:
 
 
 def score_pipeline(pipeline: DiffusionPipeline, settings: ScoreSettings) -> dict[str, dict[str, float]]:
-    """Held-out captions at the normal length, and the first and last windows of videos of 20 chunks."""
+    """Scores held-out captions at the normal length, and the first and last windows of videos of 20 chunks."""
     captions = repeat_captions(held_out_captions(), settings.num_videos, settings.seed)
     videos = sample_videos(
         pipeline, captions, num_frames=NORMAL_FRAMES, seed=settings.seed, batch_videos=settings.batch_videos

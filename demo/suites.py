@@ -1,7 +1,7 @@
 """The demo's comparisons.
 
-Their prompts are its held-out captions in turn, every time with another seed; all suites count them from the first, so
-that smaller ones are named subsets of the larger and share their rows.
+Their prompts are its held-out captions in turn, with new seeds in every round; all suites count them from the first,
+so that smaller ones are subsets of the larger and share their rows.
 """
 
 from ..evaluation.suites import Suite
@@ -44,7 +44,7 @@ def demo_suites() -> dict[str, Suite]:
             (
                 ("single", STEPS),
                 *((name, budget) for name in ("best-of-videos", "best-of-chunks", "full") for budget in (8, 16, 32)),
-                *(("beam", budget) for budget in (16, 32)),  # of two candidates it is the best of chunks
+                *(("beam", budget) for budget in (16, 32)),  # with two candidates it is best-of-chunks
             ),
             demo_tasks(48),
         ),

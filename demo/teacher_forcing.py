@@ -1,4 +1,4 @@
-"""All chunks of a clip through a stock `WanTransformer3DModel` at once, each seeing what it will see in a stream.
+"""Teacher forcing: all chunks of a clip through a stock `WanTransformer3DModel` at once, with a stream's contexts.
 
 A clip of N chunks becomes N clean chunks at timestep 0, which see clean chunks alone, and R noisy copies of each,
 which see the clean past and themselves. What a chunk sees is the first chunk, the two before it and itself (and
@@ -31,14 +31,14 @@ class TextMemory:
 
 @dataclass(frozen=True, eq=False)
 class ContextMask:
-    """Which context each chunk reads, as slots of one chunk each: first, older, two back, one back, itself."""
+    """Context that each chunk reads, as slots of one chunk each: first, older, two back, one back, itself."""
 
     bias: torch.Tensor  # (N, slots) 0 or -inf
-    older: torch.Tensor | None  # (N,) index of the older chunk, None when nobody reads one
+    older: torch.Tensor | None  # (N,) index of the older chunk, None when no chunk reads one
 
 
 def text_memory(embeds: torch.Tensor, attention_mask: torch.Tensor) -> TextMemory:
-    """What equals the embeddings zero-padded to 512 tokens without a mask, as `WanPipeline` feeds them.
+    """Returns the equivalent of embeddings zero-padded to 512 tokens without a mask, as `WanPipeline` feeds them.
 
     embeds: (B, L, text_dim); attention_mask: (B, L)
     """
@@ -73,7 +73,7 @@ def forward_chunks(
     text: TextMemory,
     mask: ContextMask,
 ) -> torch.Tensor:
-    """Velocities of all chunks; those of the clean group mean nothing.
+    """Predicts the velocities of all chunks; those of the clean group are meaningless.
 
     chunks: (B, G, N, C, chunk_frames, h, w), group 0 clean; a first chunk alone has no past and needs no clean group
     timesteps: (B, G, N)

@@ -1,8 +1,8 @@
 """Train the demo model: `python -m stream_t1.demo.train --output FOLDER`.
 
 Stages: the VAE, the latents of a fixed set of clips, the transformer with its text encoder, then export and scores.
-Every stage keeps its state and the whole can be killed and started again with the same command. Lengths are counted in
-steps, so a seed means the same model (up to rounding) on any machine.
+Every stage keeps its state, and the same command resumes a run that was killed. Lengths are counted in steps, so a
+seed gives the same model (up to rounding) on any machine.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from .train_vae import VAESettings, save_state, train_vae
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """A whole training."""
+    """Settings of a whole training."""
 
     vae: VAESettings = field(default_factory=VAESettings)
     transformer: TransformerSettings = field(default_factory=TransformerSettings)
@@ -92,14 +92,14 @@ class TrainingLog:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The lines of the log in order of stage and step; of steps that were run twice the later line."""
+    """Reads the lines of the log in order of stage and step; for steps that were run twice the later line."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     latest = {(line["stage"], line["step"]): line for line in lines}
     return [latest[key] for key in sorted(latest, key=lambda key: (key[0] != "vae", key[1]))]
 
 
 def train(output: Path, state: Path, settings: TrainSettings, *, device: torch.device, seed: int) -> None:
-    """All stages; `state` keeps what is needed to go on after a kill, `output` gets the checkpoint."""
+    """Runs all stages; `state` keeps what is needed to resume after a kill, `output` gets the checkpoint."""
     check_folder(output)
     state.mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def record(
     seed: int,
     vae_scores: dict[str, float],
 ) -> None:
-    """Loss curves, contact sheet, measurements and card beside the exported checkpoint."""
+    """Writes loss curves, contact sheet, measurements and card beside the exported checkpoint."""
     from ..pipeline_stream_t1 import StreamT1Pipeline
 
     lines = read_log(log_path)
@@ -186,7 +186,7 @@ def score_vae(vae: AutoencoderKLWan, checked: LatentClips, seed: int) -> dict[st
 
 
 def machine(device: torch.device) -> str:
-    """What the training ran on, in words."""
+    """Describes the machine that the training ran on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"

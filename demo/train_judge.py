@@ -1,10 +1,10 @@
 """Train the judge: `python -m stream_t1.demo.train_judge --output FOLDER`.
 
 Half of every batch are windows of clips that went through the demo's VAE, as every video of the demo does; their
-number is limited, since the VAE takes most of the time. The other half is drawn anew at every step, so that there is
-no end of outlines, colours and paths. Captions are all there are: each shape of each colour on each background has
-about two motions among the held-out captions, and a judge that knew only these would guess the motion that was asked
-for. `judge.json` keeps what the judge was trained on and how right it is on fresh clips.
+number is limited, since the VAE takes most of the time. The other half is drawn anew at every step, so that outlines,
+colours and paths never repeat. All captions are used: each shape of each colour on each background has about two
+motions among the held-out captions, and a judge that knew only these would guess the motion that was asked for.
+`judge.json` keeps what the judge was trained on and its accuracy on fresh clips.
 """
 
 import argparse
@@ -36,7 +36,7 @@ FIRST_SEED = 5_000_000  # far from those of every other set of clips
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How long and on what the judge is trained."""
+    """Length and clips of the judge's training."""
 
     num_clips: int = 1200  # through the VAE
     num_steps: int = 1800
@@ -48,14 +48,14 @@ class JudgeSettings:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """What the judge sees of windows, and the right answers."""
+    """Input of the judge, and the right answers."""
 
     seen: torch.Tensor  # (B, 9, 3, H, W) uint8
     targets: torch.Tensor  # (B, attributes) indices in the order of VALUES, the number of values for neither
 
 
 def decoded_windows(vae: AutoencoderKLWan, num_clips: int, seed: int) -> Windows:
-    """Two windows of every clip, as the VAE gives them back."""
+    """Draws two windows of every clip, reconstructed by the VAE."""
     generator = random.Random(seed)
     captions = repeat_captions(all_captions(), num_clips, seed)
     seen, targets = [], []
@@ -70,7 +70,7 @@ def decoded_windows(vae: AutoencoderKLWan, num_clips: int, seed: int) -> Windows
 
 
 def drawn_windows(num_windows: int, seed: int, step: int) -> Windows:
-    """Fresh windows as they were drawn."""
+    """Draws fresh windows, which do not go through the VAE."""
     generator = random.Random(f"{seed}/{step}")
     times = range(0, WINDOW_FRAMES, FRAME_STEP)
     clips = [
@@ -87,7 +87,7 @@ def drawn_windows(num_windows: int, seed: int, step: int) -> Windows:
 
 
 def disturb(seen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Windows (B, 9, 3, H, W) in [0, 1] changed in ways that change no answer: place, light, blur, noise."""
+    """Augments windows (B, 9, 3, H, W) in [0, 1] in ways that change no answer: place, light, blur, noise."""
     shape = (len(seen), 1, 1, 1, 1)
     shifts = torch.randint(FRAME_PIXELS, (len(seen), 2), generator=generator).tolist()
     seen = torch.stack([window.roll(shift, dims=(2, 3)) for window, shift in zip(seen, shifts, strict=True)])
@@ -100,7 +100,7 @@ def disturb(seen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def train_judge(decoded: Windows, settings: JudgeSettings, seed: int) -> Judge:
-    """The judge after `settings.num_steps`."""
+    """Trains a judge for `settings.num_steps`."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     judge = Judge().train()

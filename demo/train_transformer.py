@@ -1,7 +1,7 @@
 """Stage 2 of the demo's training: a small stock `WanTransformer3DModel` and its text encoder, by flow matching.
 
 First chunks alone come first: they cost little, and there the model learns what the words mean. Then teacher forcing
-over whole clips of latents, with many first chunks mixed in: every chunk is denoised from the clean chunks that a
+over whole clips of latents, with many first chunks mixed in: every chunk is denoised given the clean chunks that a
 stream would remember (`teacher_forcing.py`). Most noise levels are the four at which the few-step sampler calls the
 model. Muon trains the matrices, AdamW the rest; what is kept is a moving average of both.
 
@@ -26,14 +26,14 @@ from .train_vae import LATENT_CHANNELS, LATENT_SIDE, save_state, warmup_cosine
 
 SHIFT = 2.5  # half of Wan's: of so few latents noise hides more, at 5 even a perfect denoiser blurs at the last step
 SIGMAS = tuple(SHIFT * u / (1 + (SHIFT - 1) * u) for u in (1.0, 0.75, 0.5, 0.25))  # of the four steps
-SIGMA_SHARES = (0.13, 0.29, 0.29, 0.29)  # at sigma 1 the best answer is a mean, which is soon learnt
+SIGMA_SHARES = (0.13, 0.29, 0.29, 0.29)  # at sigma 1 the best answer is a mean, which is soon learned
 ROPE_FRAMES = 1024
 LONGEST_GAP = 600
 
 
 @dataclass(frozen=True)
 class TransformerSettings:
-    """How long and on what the transformer is trained."""
+    """Length and data of the transformer's training."""
 
     num_steps: int = 4400
     first_stage_steps: int = 1700  # of first chunks alone
@@ -72,14 +72,14 @@ class LatentClips:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """What the transformer is trained on."""
+    """Training data of the transformer."""
 
     clips: LatentClips  # of the usual length
     first_chunks: LatentClips  # F is one chunk; many more than clips, since they are cheap
 
 
 class TextToVideo(nn.Module):
-    """The two parts that are trained together, and the tokenizer they read with."""
+    """The two parts that are trained together, and their tokenizer."""
 
     def __init__(self, transformer: WanTransformer3DModel, text_encoder: UMT5EncoderModel, tokenizer) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class TextToVideo(nn.Module):
         self.tokenizer = tokenizer
 
     def read(self, texts: Sequence[str]) -> TextMemory:
-        """The prompts as the transformer reads them."""
+        """Encodes prompts as the transformer reads them."""
         device = self.transformer.device
         tokens = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(device)
         embeds = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
@@ -96,7 +96,7 @@ class TextToVideo(nn.Module):
 
 
 def build_tokenizer() -> T5TokenizerFast:
-    """A Unigram tokenizer of whole words: those of the captions and a few more letters' case."""
+    """Builds a Unigram tokenizer of whole words: those of the captions, and a capital "A"."""
     words = ["a", "A", *COLORS, *BACKGROUNDS, *SHAPES, "shape", "moving", "diagonally", "on", "background"]
     words += [word for motion in MOTIONS for word in motion.split()]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
@@ -105,7 +105,7 @@ def build_tokenizer() -> T5TokenizerFast:
 
 
 def build_text_to_video(*, heads: int = 4, num_layers: int = 6, text_width: int = 64) -> TextToVideo:
-    """The untrained model: text encoder of one layer, transformer of `num_layers`."""
+    """Builds the untrained model: text encoder of one layer, transformer of `num_layers`."""
     tokenizer = build_tokenizer()
     text_encoder = UMT5EncoderModel(
         UMT5Config(
@@ -155,7 +155,7 @@ def train_transformer(
     gap_every: int = 100,
     probe_every: int = 500,
 ) -> TextToVideo:
-    """The averaged model after `settings.num_steps`; resumes from `state_path`.
+    """Trains for `settings.num_steps` and returns the averaged model; resumes from `state_path`.
 
     probe: measures the averaged model from time to time, for the log
     """
@@ -200,7 +200,7 @@ def train_transformer(
 def caption_gaps(model: TextToVideo, held_out: LatentClips, *, sigma: float = 0.83333) -> dict[str, float]:
     """Loss with one wrong attribute minus loss with the right caption, per attribute, on first and later chunks.
 
-    The early signal of whether an attribute is learnt: it stays near 0, then takes off.
+    The early signal that an attribute is learned: it stays near 0, then takes off.
     """
     generator = torch.Generator().manual_seed(0)
     device = model.transformer.device
@@ -244,7 +244,7 @@ def _train_step(
     *,
     whole_clips: bool,
 ) -> dict[str, float]:
-    """Gradients of a batch of first chunks and, in the second stage, one of whole clips; every chunk weighs alike."""
+    """Computes gradients of a batch of first chunks and, in stage two, of whole clips; every chunk weighs the same."""
     num_first = settings.extra_first_chunks if whole_clips else settings.first_stage_batch
     loss = _clips_loss(model, *data.first_chunks.draw(num_first, settings, generator), settings, generator)
     measures = {"first_loss": loss.item()}

@@ -26,7 +26,7 @@ PATCH = 2
 
 @dataclass(frozen=True)
 class VAESettings:
-    """How long and on what the VAE is trained."""
+    """Length and data of the VAE's training."""
 
     base_dim: int = 16
     num_steps: int = 5600
@@ -42,7 +42,7 @@ class VAESettings:
 
 
 def build_vae(base_dim: int) -> AutoencoderKLWan:
-    """The untrained VAE; 64x64 pixels become 8x8 latents, four frames one."""
+    """Builds the untrained VAE; 64x64 pixels become 8x8 latents, four frames one."""
     return AutoencoderKLWan(
         base_dim=base_dim,
         z_dim=LATENT_CHANNELS,
@@ -73,7 +73,7 @@ class MatrixMuon:
         self.peaks = [matrix_learning_rate, learning_rate]
 
     def step(self, share: float) -> None:
-        """One step at this share of the peak learning rates."""
+        """Takes one step at this share of the peak learning rates."""
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
             matrix.grad = _as_matrix(kernel.grad)
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
@@ -91,7 +91,7 @@ class MatrixMuon:
 
 @dataclass(eq=False)
 class ClipStream:
-    """A batch of clips that is walked through piece by piece, with the caches that the pieces leave behind."""
+    """A batch of clips that is read piece by piece, with the caches that the pieces leave behind."""
 
     settings: VAESettings
     seed: int
@@ -119,7 +119,7 @@ class ClipStream:
         return pixels, weights
 
     def detach(self) -> None:
-        """Cut the caches from the graph of the piece that made them."""
+        """Cuts the caches from the graph of the piece that made them."""
         for cache in (self.encoder_cache, self.decoder_cache):
             for index, feature in enumerate(cache):
                 if torch.is_tensor(feature):
@@ -151,7 +151,7 @@ def train_vae(
     log: Callable[[int, dict[str, float]], None],
     save_every: int = 250,
 ) -> AutoencoderKLWan:
-    """The VAE after `settings.num_steps`. Resumes from `state_path`, with clips that it has not seen yet."""
+    """Trains the VAE for `settings.num_steps`. Resumes from `state_path`, with clips that it has not seen yet."""
     torch.manual_seed(seed)
     vae = build_vae(settings.base_dim).to(device).train()
     for weight in vae.parameters():
@@ -192,7 +192,7 @@ def warmup_cosine(step: int, num_steps: int, num_warmup: int = 100) -> float:
 
 
 def save_state(state: dict, path: Path) -> None:
-    """Write whole or not at all, so that a kill leaves the older state."""
+    """Writes the file whole or not at all, so that a kill leaves the older state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(state, partial)

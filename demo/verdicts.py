@@ -15,7 +15,7 @@ from .judge import Judge
 
 @dataclass(frozen=True, eq=False)
 class JudgeMetric:
-    """The trained judge: 1 where all that the prompt says is seen, and how probable it finds that."""
+    """The trained judge: 1 where all that the prompt says is seen, and the probability that it gives that."""
 
     scorer: Judge
 
@@ -27,7 +27,7 @@ class JudgeMetric:
 
 
 def checker_metric(frames: torch.Tensor, prompt: str, fps: float) -> dict[str, float]:
-    """The checker's rules: 1 where all that the prompt says is seen, and how steady the path is."""
+    """The checker's rules: 1 where all that the prompt says is seen, and the steadiness of the path."""
     caption, verdict = parse_caption(prompt), check(frames.float() / 255)
     follows = {name: float(verdict.follows(caption, name)) for name in ATTRIBUTES}
     steadiness = {name: getattr(verdict, name) for name in ("presence", "largest_jump", "jitter")}

@@ -1,10 +1,10 @@
 """The evaluation of search, on any model: methods at equal cost, metrics of their videos, and statistics of these.
 
-    methods     how a video is made: which of the paper's units are on, and how many candidates a budget pays for
-    metrics     what is measured of a finished video, by rewards or any other verdict
+    methods     ways to make a video: which of the paper's units are on, and how many candidates a budget pays for
+    metrics     measurements of a finished video, by rewards or any other verdict
     results     rows in a folder: one video, one line
     running     videos that are still missing, made one after the other, on one process or many
-    suites      which methods meet on which prompts
+    suites      comparisons of methods on prompts
     statistics  intervals and paired tests
     report      tables and curves, from rows alone
     pictures    contact sheets

@@ -1,4 +1,4 @@
-"""Methods to make a video: what competes with what, and which of the paper's units are on.
+"""Methods to make a video: what competes, and which of the paper's units are on.
 
 A budget is the denoising forwards that a chunk may cost. With n steps it pays for `budget / n` candidates of every
 chunk, whatever competes: whole videos, chunks or beams.
@@ -39,7 +39,7 @@ class Method:
         return self.has_rewards and self.competition != "videos"
 
     def with_correlation(self, noise_correlation: float) -> "Method":
-        """The same with another beta, which its name then says."""
+        """The same method with another beta, which its name then states."""
         return replace(self, name=f"{self.name}@{noise_correlation:g}", noise_correlation=noise_correlation)
 
 
@@ -64,7 +64,7 @@ METHODS = {
         Method("beam", "beams"),
         Method("beam+noise", "beams", noise_correlation=-0.1),
         Method("beam+memory", "beams", memory=RewardRoutedSink()),
-        # The default threshold, 0.2, is of VideoAlign's scale; rewards in [0, 1] hardly ever fall so far.
+        # The default threshold, 0.2, is on VideoAlign's scale; rewards in [0, 1] hardly ever fall so far.
         Method("beam+appends", "beams", memory=RewardRoutedSink(transition_threshold=0.01)),
         Method("full", "beams", memory=RewardRoutedSink(), noise_correlation=-0.1),
     )
@@ -72,7 +72,7 @@ METHODS = {
 
 
 def find_method(name: str) -> Method:
-    """The method of a name; "NAME@BETA" is one with another noise correlation.
+    """Returns the method of a name; "NAME@BETA" is one with another noise correlation.
 
     Raises:
         ValueError: there is none.
@@ -130,7 +130,7 @@ def make_video(
 
 
 def _best_of_beams(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Video:
-    """Two beams; two candidates are one beam's, since two beams of one candidate each would drop nothing."""
+    """Searches with two beams; with two candidates in all, with one, since two beams of one would drop nothing."""
     num_beams = 2 if count >= 4 else 1
     return _search(pipe, num_beams, count // num_beams, arguments)
 
@@ -140,7 +140,7 @@ def _best_of_chunks(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Vide
 
 
 def _best_of_videos(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Video:
-    """Plain videos, one after the other, and both rewards on each whole one, fused as a last chunk's are."""
+    """Makes plain videos one by one and scores each whole one with both rewards, fused as a last chunk's are."""
     best, best_score, cost, problem = None, -math.inf, Counter(), None
     for _ in range(count):
         video = _search(pipe, 1, 1, arguments | {"image_reward": False, "video_reward": False})
@@ -175,7 +175,7 @@ def _search(pipe: StreamT1Pipeline, num_beams: int, num_per_beam: int, arguments
         if getattr(pipe, name) is not None and arguments.get(name) is not False
     ]
     if len(frames) < trace.config["num_frames"] or trace.final.selection != (*present, "score")[0]:
-        raise KeyboardInterrupt  # the pipeline gives what was finished then; here that is no video
+        raise KeyboardInterrupt  # the pipeline returns the finished chunks then; here they are not a video
     names = ("forwards", "clean_passes", "latents_decoded", "frames_scored")
     cost = {name: sum(getattr(chunk.work, name) for chunk in trace.chunks) for name in names}
     if "video_reward" in present:

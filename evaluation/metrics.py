@@ -1,7 +1,7 @@
 """Metrics of a finished video, made of any rewards. None of them guides a search.
 
-A metric takes frames (F, 3, H, W) uint8, the prompt and the frames per second, and gives numbers by name; one has the
-metric's own name. Some are also taken in windows, of the last three chunks at every chunk.
+A metric takes frames (F, 3, H, W) uint8, the prompt and the frames per second, and returns numbers by name; one has
+the metric's own name. Some are also taken in windows, of the last three chunks at every chunk.
 
 Axes: F frames, H height, W width.
 """
@@ -39,13 +39,13 @@ def measure(
     frames_per_chunk: int,
     in_windows: Container[str],
 ) -> Measurement:
-    """Takes all metrics of a video. One that fails is named, the others go on.
+    """Takes all metrics of a video. One that fails is recorded, the others go on.
 
     Args:
         frames: (F, 3, H, W) uint8.
         frames_per_chunk: pixel frames of every chunk but the first, which has 3 fewer.
-        in_windows: metrics that are taken in windows too, and "NAME.lowest" is the lowest of these. Of the others
-            nothing but their own number is kept.
+        in_windows: metrics that are also taken in windows, "NAME.lowest" being the lowest of these. Of the other
+            metrics only the number of their own name is kept.
     """
     measurement = Measurement()
     length = WINDOW_CHUNKS * frames_per_chunk - 3
@@ -82,14 +82,14 @@ class RewardMetric:
 def load_metrics(
     descriptions: Sequence[str], device: torch.device, loaded: Mapping[str, RewardFunction] | None = None
 ) -> dict[str, Metric]:
-    """The metrics of "NAME=REWARD", REWARD being a converted reward's folder or Hub id, "CLASS" of `stream_t1.rewards`
-    for one that needs no weights, or "CLASS:NAME_OR_FOLDER" for one that loads a model.
+    """Loads the metrics of "NAME=REWARD", REWARD being a converted reward's folder or Hub id, "CLASS" of
+    `stream_t1.rewards` for one that needs no weights, or "CLASS:NAME_OR_FOLDER" for one that loads a model.
 
     Args:
-        loaded: rewards that are there already, by REWARD.
+        loaded: rewards that are loaded already, by REWARD.
 
     Raises:
-        ValueError: one is nothing of that kind, or two have the same name.
+        ValueError: one has another form, or two have the same name.
     """
     metrics: dict[str, Metric] = {}
     for description in descriptions:
@@ -107,7 +107,7 @@ def load_metrics(
 
 
 def searched_rewards(pipe: StreamT1Pipeline) -> dict[str, Metric]:
-    """The pipeline's rewards as metrics: scores of whole videos by what was searched by, which show a blind reward."""
+    """The rewards that the search uses, as metrics of whole videos, which show what a reward is blind to."""
     rewards = {name: getattr(pipe, name) for name in ("image_reward", "video_reward")}
     return {name: RewardMetric(name, reward) for name, reward in rewards.items() if reward is not None}
 

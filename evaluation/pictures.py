@@ -26,7 +26,7 @@ def draw_contact_sheet(videos: torch.Tensor, titles: Sequence[str], path: Path, 
 
 
 def load_pyplot() -> ModuleType:
-    """matplotlib, which nothing but pictures needs.
+    """Imports matplotlib, which only pictures need.
 
     Raises:
         ImportError: it is not installed.

@@ -15,7 +15,7 @@ from .suites import Suite
 
 Entry = tuple[str, int]  # method and budget
 
-# What is added from the second to the first, at equal budgets.
+# Pairs of methods, compared at equal budgets: the first adds something to the second.
 STEPS_OF_THE_METHOD = (
     ("best-of-chunks", "best-of-videos"),
     ("beam", "best-of-chunks"),
@@ -121,7 +121,7 @@ def _pictures(suite: Suite) -> dict[str, Callable[[SuiteRows, Sequence[str], Pat
 
 
 def all_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
-    """The tables that have anything to say, by title."""
+    """The tables that are not empty, by title."""
     tables = {
         "Scores": score_table(found, verdicts),
         "Scores of whole videos": score_table(found, [v.removesuffix(LOWEST) for v in verdicts if v.endswith(LOWEST)]),
@@ -139,7 +139,7 @@ def all_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
 
 
 def score_table(found: SuiteRows, verdicts: Sequence[str]) -> str:
-    """Every entry's verdicts with intervals, and how far above the baseline, which has the same budget if it can.
+    """Every entry's verdicts with intervals, and their difference from the baseline, at the same budget if it has one.
 
     Missing are tasks that lack a video or one of the verdicts.
     """
@@ -224,7 +224,7 @@ def agreement_table(found: SuiteRows, verdicts: Sequence[str]) -> str:
 
 
 def cost_table(found: SuiteRows) -> str:
-    """Means per video, and the median of the seconds of making it, without measuring it."""
+    """Means per video, and the median of the seconds of making it, measuring not included."""
     header = ["method", "forwards per chunk", *(name.replace("_", " ") for name in COSTS), "seconds (median)"]
     lines = []
     for entry, by_task in found.rows.items():

@@ -1,7 +1,7 @@
 """Means with intervals, and paired differences with a test, of values that come in groups.
 
-Videos of one prompt resemble each other, so what is drawn again, or has its sign turned, is a prompt with all its
-videos and not a video. Everything is seeded: the same rows give the same table.
+Videos of one prompt resemble each other, so prompts with all their videos, not single videos, are resampled or have
+their sign flipped. Everything is seeded: the same rows give the same table.
 """
 
 import math
@@ -19,20 +19,20 @@ class Estimate:
     """A mean and its bootstrap interval."""
 
     mean: float
-    low: float  # not a number when there is one group: it says nothing of others
+    low: float  # NaN with a single group, which says nothing of others
     high: float
     count: int  # of videos
 
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """A mean of paired differences; p of the sign-flip test, two-sided, that they lie around 0."""
+    """A mean of paired differences, and p of the two-sided sign-flip test that they lie around 0."""
 
     p: float
 
 
 def estimate(values: Sequence[float], groups: Sequence[Hashable]) -> Estimate:
-    """The mean, and the interval that 95 of 100 redrawings of the groups fall into (percentile bootstrap)."""
+    """Mean, and its 95% interval by a percentile bootstrap over the groups."""
     sums, counts = _by_group(values, groups)
     if len(sums) == 1:
         return Estimate(float(sums.sum() / counts.sum()), math.nan, math.nan, len(values))
@@ -53,7 +53,7 @@ def difference(values: Sequence[float], baseline: Sequence[float], groups: Seque
     sums, _ = _by_group(differences, groups)
     signs = np.random.default_rng(1).choice((-1.0, 1.0), size=(NUM_RESAMPLES, len(sums)))
     as_far = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9
-    p = (as_far.sum() + 1) / (NUM_RESAMPLES + 1)  # the pattern that was seen is one of them
+    p = (as_far.sum() + 1) / (NUM_RESAMPLES + 1)  # the observed pattern is one of them
     return Difference(mean.mean, mean.low, mean.high, mean.count, float(p))
 
 

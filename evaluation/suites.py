@@ -1,4 +1,4 @@
-"""Suites: which methods meet on which prompts, at which budgets."""
+"""Suites: comparisons of methods at budgets on prompts."""
 
 import codecs
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ class Suite:
     entries: tuple[tuple[str, int], ...]  # method and budget
     tasks: tuple[tuple[str, int], ...]  # prompt and seed
     num_frames: int = NORMAL_FRAMES
-    num_lost: int = 0  # tasks that there should be besides, whose prompts could not be read
+    num_lost: int = 0  # further tasks, whose prompts could not be read
     groupings: Mapping[str, Callable[[str], str]] = field(default_factory=dict)  # title to the group of a prompt
 
     @property
@@ -32,7 +32,7 @@ class Suite:
         return self.entries[0]
 
     def jobs(self) -> list[Job]:
-        """Task by task, so that a run that ends early has pairs."""
+        """Jobs task by task, so that a run that ends early has pairs."""
         return [
             Job(method, budget, prompt, seed, self.num_frames)
             for prompt, seed in self.tasks
@@ -40,9 +40,10 @@ class Suite:
         ]
 
     def check(self, num_steps: int) -> None:
-        """
+        """Checks the methods of all entries.
+
         Raises:
-            ValueError: a method is not known or can't spend its budget.
+            ValueError: one is unknown or can't spend its budget.
         """
         for name, budget in self.entries:
             candidates_per_chunk(find_method(name), budget, num_steps)

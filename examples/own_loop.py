@@ -11,7 +11,7 @@ from stream_t1.demo import load_pipeline
 
 
 def main() -> tuple[torch.Tensor, list[int]]:
-    """The video, (F, 3, H, W) of 8 bits, and how many candidates each chunk took."""
+    """Returns the video, (F, 3, H, W) uint8, and the number of candidates that each chunk took."""
     pipe = load_pipeline()
     prompt = "a red triangle moving right on a black background"
     steps, beams = pipe.steps(prompt, num_frames=57, generator=torch.Generator().manual_seed(0))

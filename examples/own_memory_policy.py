@@ -23,7 +23,7 @@ class KeepTheBest(MemoryPolicy):
 
 
 def main() -> list[int]:
-    """First latent frames of the sinks that the best video ended with."""
+    """Returns the first latent frames of the sinks that the best video ended with."""
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     output = pipe(

@@ -11,12 +11,12 @@ from stream_t1.demo import load_pipeline
 
 
 def bright_sky(frames: torch.Tensor, prompt: list[str], fps: float) -> torch.Tensor:
-    """frames (B, F, 3, H, W) in [0, 1] to one score per clip, (B,)."""
+    """Scores clips (B, F, 3, H, W) in [0, 1]: one score each, (B,)."""
     return frames[..., : frames.shape[-2] // 2, :].mean(dim=(1, 2, 3, 4))
 
 
 def main() -> tuple[float, float]:
-    """Brightness of the upper half, plain and searched."""
+    """Returns the brightness of the upper half, plain and searched."""
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     request = {

@@ -1,4 +1,4 @@
-"""Search in a way of your own: a search is any function of steps and beams that says what it keeps.
+"""Search in a way of your own: a search is any function of steps and beams that returns what it keeps.
 
     python examples/own_search.py
 
@@ -27,13 +27,13 @@ best_of_each.num_beams = 2  # the most that it keeps
 
 
 def chunks_in_common(trace: SearchTrace) -> int:
-    """How many of the first chunks both last beams share."""
+    """Counts the first chunks that both last beams share."""
     paths = [trace.path(beam_index) for beam_index in range(2)]
     return sum(one is other for one, other in zip(*paths, strict=True))
 
 
 def main() -> dict[str, int]:
-    """Chunks in common of the last two beams, by search."""
+    """Returns the number of chunks that the last two beams share, by search."""
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     shared = {}

@@ -2,8 +2,8 @@
 
     python examples/search_one_watch_others.py
 
-Searches the demo model for motion that follows the prompt, one part of what its motion reward says, and records the
-other parts, and what three other rewards say of the chunks that were kept. None of these decides anything.
+Searches the demo model for motion that follows the prompt, one part of its motion reward, and records the other parts,
+and the scores of three other rewards on the chunks that were kept. None of these decides anything.
 """
 
 import torch
@@ -26,7 +26,7 @@ def follows_the_motion(frames: torch.Tensor, prompt: list[str], fps: float) -> t
 
 
 def main() -> dict[str, list[float]]:
-    """What was searched and what was watched, parts included, of the best beam after every chunk, by name."""
+    """Returns the searched and the watched scores, parts included, of the best beam after every chunk, by name."""
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     output = pipe(

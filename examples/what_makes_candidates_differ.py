@@ -21,7 +21,7 @@ SHARED = {"everything": (), "the initial noise": ("renoise",), "the later draws"
 
 
 def first_chunks(pipe: StreamT1Pipeline, prompt: str, seed: int, shared: tuple[str, ...]) -> torch.Tensor:
-    """Clean latents (B, C, F, h, w) of first chunks; `shared` names the draws that all have from the first of them."""
+    """Makes clean latents (B, C, F, h, w) of first chunks; `shared` names the draws that all take from the first."""
     generator = torch.Generator().manual_seed(seed)
     steps, beams = pipe.steps(prompt, image_reward=False, video_reward=False, generator=generator)
     candidates: list[Candidate] = steps.propose(beams, [NUM_CANDIDATES])
@@ -31,7 +31,7 @@ def first_chunks(pipe: StreamT1Pipeline, prompt: str, seed: int, shared: tuple[s
 
 
 def main(num_prompts: int = 12) -> dict[str, float]:
-    """The variance of the latents among candidates, by what differs between them; mean over prompts."""
+    """Returns the variance of the latents among candidates, by what differs between them; mean over prompts."""
     pipe = load_pipeline()
     variances = dict.fromkeys(SHARED, 0.0)
     for seed, caption in enumerate(train_captions()[:num_prompts]):

@@ -1,1 +1,1 @@
-"""Mixins of the pipeline: folders and the code that they carry, offloading and LoRA."""
+"""Mixins of the pipeline: folders and the code in them, offloading and LoRA."""

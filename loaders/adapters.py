@@ -9,7 +9,6 @@ of PEFT, diffusers, ComfyUI or kohya's trainers:
     diff, diff_b, diff_m                    differences of a module's weight, bias and modulation, not scaled
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -18,12 +17,10 @@ from typing import Protocol
 
 import torch
 
-from . import wan_names
+from . import adapter_config, wan_names
 
-CONFIG_NAME = "adapter_config.json"  # of PEFT, beside the weights
-METADATA_KEY = "lora_adapter_metadata"  # of diffusers, in the header of a safetensors file
 PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", *wan_names.PREFIXES)
-UNDERSCORED = ("lora_unet_", "lycoris_")  # before module names with "_" in the place of "."
+UNDERSCORED = ("lora_unet_", "lycoris_")  # before module names with "_" instead of "."
 NAMES_WITH_UNDERSCORE = re.compile(
     "(self_attn|cross_attn|norm_[qk]|to_[qkv]|to_out|time_embedding|text_embedding|time_projection|patch_embedding|"
     "condition_embedder|time_embedder|text_embedder|time_proj|linear_[12]|proj_out|scale_shift_table)|_"
@@ -37,15 +34,16 @@ KINDS = {
     "diff_b": re.compile(r"(.+)\.diff_b"),
     "diff_m": re.compile(r"(.+)\.diff_m"),
 }
-PARAMETERS = {"up_bias": "bias", "diff_b": "bias", "diff_m": "modulation"}  # which one a kind changes; others: weight
-# Settings of PEFT under which a pair means something else than scale * B A over the model's own weight.
-UNKNOWN_SETTINGS = ("use_dora", "fan_in_fan_out", "layer_replication", "use_qalora", "alora_invocation_tokens")
-CHANGED_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that subtract the pair from the weight
+PARAMETERS = {
+    "up_bias": "bias",
+    "diff_b": "bias",
+    "diff_m": "modulation",
+}  # the parameter that a kind changes; by default the weight
 NUM_LISTED = 3
 
 
 class Described(Protocol):
-    """A tensor, or what is known of one that is not read yet."""
+    """A tensor, or the shape and dtype of one that is not read yet."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -82,12 +80,12 @@ class Adapter:
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """Module, as the file names it, and kind of an adapter's key; None for any other key."""
+    """Returns module, as the file names it, and kind of an adapter's key; None for any other key."""
     return next(((match[1], kind) for kind, pattern in KINDS.items() if (match := pattern.fullmatch(key))), None)
 
 
 def is_adapter(keys: Iterable[str]) -> bool:
-    """Whether a state dict with these keys changes a model instead of being one."""
+    """Tells whether a state dict with these keys changes a model instead of being one."""
     return any((parts := split_key(key)) and parts[1] != "alpha" for key in keys)
 
 
@@ -100,15 +98,15 @@ def open_adapter(
     config: Mapping[str, object] | None = None,
     alpha: float | None = None,
 ) -> Adapter:
-    """An adapter of which each key has a parameter to change.
+    """Opens an adapter, each key of which must have a parameter to change.
 
     Args:
-        infos: of the tensors of the file, by key.
-        read: gives tensors by their keys; asked for alphas alone.
+        infos: the file's tensors by key, not read.
+        read: reads tensors by their keys; called for alphas only.
         shapes: of the model's parameters, by their names in diffusers.
         name: of the file, for messages.
         config: PEFT's config of the adapter.
-        alpha: what the caller knows of the training, above 0; it must not contradict the file or the config.
+        alpha: of the training, above 0, if the caller knows it; it must not contradict the file or the config.
 
     Raises:
         ValueError: keys are of an unknown kind, belong to no parameter, lack their other half or do not fit, each with
@@ -121,7 +119,7 @@ def open_adapter(
     _check_modules(parameters, shapes, name)
     _check_halves(modules, name)
     _check_shapes(modules, parameters, infos, shapes, name)
-    scaling = _Scaling(name, alpha, config or {})
+    scaling = adapter_config.Scaling(name, alpha, config or {})
     alphas = read([kinds["alpha"] for kinds in modules.values() if "alpha" in kinds])
     adapter = Adapter({}, {})
     for module, kinds in modules.items():
@@ -129,7 +127,7 @@ def open_adapter(
         if "down" in kinds:
             rank = infos[kinds["down"]].shape[0]
             in_file = float(alphas[kinds["alpha"]]) if "alpha" in kinds else None
-            scale = scaling.scale(module, rank, in_file)
+            scale = scaling.scale(module, _config_names(module), rank, in_file)
             adapter.pairs[named["down"]] = Pair(kinds["down"], kinds["up"], rank, scale)
         for kind in ("up_bias", "diff", "diff_b", "diff_m"):
             if kind in kinds:
@@ -167,7 +165,7 @@ def for_diffusers(
     if impossible:
         raise ValueError(
             f"{name} has {len(impossible)} changes that can't be applied beside the weights: {_listing(impossible)}. "
-            "PEFT has layers for linear ones alone. `stream-t1 convert ... --lora FILE` merges all of it."
+            "PEFT adapts linear layers only. `stream-t1 convert ... --lora FILE` merges all of it."
         )
     modules = dict.fromkeys(parameter.rpartition(".")[0] for parameter in (*adapter.pairs, *differences))
     has_biases = any(parameter.endswith(".bias") for parameter in differences)
@@ -177,7 +175,7 @@ def for_diffusers(
         weight, bias = (differences.get(f"{module}.{kind}") for kind in ("weight", "bias"))
         down, up = (tensors[pair.down], tensors[pair.up]) if pair is not None else (None, None)
         is_plain = pair is not None and pair.scale == 1.0 and weight is None and bias is None
-        # PEFT multiplies by matrices of one type, and of more than 8 bits.
+        # PEFT needs matrices of one dtype, of more than 8 bits.
         if not is_plain or down.dtype != up.dtype or down.dtype.itemsize == 1:
             down, up = _float_pair(pair, weight, tensors, shapes[f"{module}.weight"])
         state[f"transformer.{module}.lora_A.weight"] = down
@@ -185,97 +183,6 @@ def for_diffusers(
         if has_biases:  # PEFT has them for all layers of an adapter or for none
             state[f"transformer.{module}.lora_B.bias"] = up.new_zeros(len(up)) if bias is None else bias
     return state
-
-
-def file_config(
-    metadata: Mapping[str, str] | None, folder_config: Mapping[str, object] | None, *, name: str
-) -> Mapping[str, object]:
-    """PEFT's config of an adapter: what diffusers wrote into the file's header, else what lies beside the file.
-
-    Args:
-        metadata: of a safetensors file.
-        folder_config: of `CONFIG_NAME`.
-        name: of the file, for messages.
-
-    Raises:
-        ValueError: the header's is damaged.
-    """
-    if not metadata or METADATA_KEY not in metadata:
-        return folder_config or {}
-    try:
-        return transformer_config(json.loads(metadata[METADATA_KEY]))
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{name} has a damaged {METADATA_KEY} in its header: {error}.") from error
-
-
-def transformer_config(metadata: Mapping[str, object]) -> dict[str, object]:
-    """Entries of diffusers' adapter metadata that are of the transformer."""
-    prefix = "transformer."
-    return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-
-
-class _Scaling:
-    """Factors of an adapter's pairs, from all that says an alpha."""
-
-    def __init__(self, name: str, alpha: float | None, config: Mapping[str, object]) -> None:
-        self.name, self.alpha = name, alpha
-        peft_type, init = config.get("peft_type") or "LORA", config.get("init_lora_weights")
-        unknown = [setting for setting in UNKNOWN_SETTINGS if config.get(setting)]
-        if peft_type != "LORA":
-            unknown.append(f"peft_type={peft_type}")
-        if isinstance(init, str) and init.lower().startswith(CHANGED_BASE):
-            unknown.append(f"init_lora_weights={init}")
-        if unknown:
-            raise ValueError(
-                f"{name} has a config with {len(unknown)} settings that are unknown here: {_listing(unknown)}."
-            )
-        self.by_root = bool(config.get("use_rslora"))
-        self.rank = None if config.get("rank_pattern") else config.get("r")
-        self.of_config = config.get("lora_alpha")
-        self.patterns = config.get("alpha_pattern") or {}
-        if not isinstance(self.patterns, dict):
-            raise ValueError(
-                f"{name} has a config whose alpha_pattern is {self.patterns!r}; it must map names to alphas."
-            )
-        for value in (*([] if self.of_config is None else [self.of_config]), *self.patterns.values()):
-            self._check(value, "its config")
-
-    def scale(self, module: str, rank: int, in_file: float | None) -> float:
-        """alpha / rank, or alpha / sqrt(rank) where the config says so (Kalajdzievski 2023).
-
-        in_file: the alpha that the file has for this module
-        """
-        if in_file is not None:
-            self._check(in_file, module)
-        if self.rank not in (None, rank):
-            raise ValueError(
-                f"{self.name} has rank {rank} at {module}, and a config of rank {self.rank}: another file's."
-            )
-        named = {"its keys": in_file, "its config": self._of_config(module), "the argument": self.alpha}
-        said = {source: value for source, value in named.items() if value is not None}
-        if len(set(said.values())) > 1:
-            raise ValueError(
-                f"{self.name} has several alphas for {module}: "
-                + ", ".join(f"{value:g} by {source}" for source, value in said.items())
-                + ". Leave the argument out, or correct the file."
-            )
-        alpha = next(iter(said.values()), rank)
-        return alpha / (math.sqrt(rank) if self.by_root else rank)
-
-    def _of_config(self, module: str) -> float | None:
-        """Alpha by PEFT's config, whose patterns are regular expressions of the end of a module's name."""
-        names = (wan_names.without_prefixes(module, PREFIXES), _weight_name(module).removesuffix(".weight"))
-        for pattern, value in self.patterns.items():
-            try:
-                if any(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in names):
-                    return float(value)
-            except re.error as error:
-                raise ValueError(f"{self.name} has a config with the alpha_pattern {pattern!r}: {error}.") from error
-        return None if self.of_config is None else float(self.of_config)
-
-    def _check(self, value: object, of: str) -> None:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value == 0:
-            raise ValueError(f"{self.name} has the alpha {value!r} for {of}; it must be a finite number other than 0.")
 
 
 def _modules(infos: Mapping[str, Described], name: str) -> dict[str, dict[str, str]]:
@@ -306,7 +213,7 @@ def _modules(infos: Mapping[str, Described], name: str) -> dict[str, dict[str, s
 
 
 def _parameters(module: str, kinds: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Names in diffusers of the parameters that a module's keys change, by kind."""
+    """Returns the parameters that a module's keys change, in diffusers' names, by kind."""
     itself = wan_names.diffusers_name(_dotted(module), PREFIXES)
     names = {}
     for kind in kinds:
@@ -318,6 +225,11 @@ def _parameters(module: str, kinds: Mapping[str, str], shapes: Mapping[str, tupl
 def _weight_name(module: str, parameter: str = "weight") -> str:
     """A parameter of a module, in diffusers' names."""
     return wan_names.diffusers_name(f"{_dotted(module)}.{parameter}", PREFIXES)
+
+
+def _config_names(module: str) -> tuple[str, str]:
+    """Returns a module's names that a pattern of PEFT's config may match: the file's and diffusers'."""
+    return wan_names.without_prefixes(module, PREFIXES), _weight_name(module).removesuffix(".weight")
 
 
 def _dotted(module: str) -> str:
@@ -386,7 +298,7 @@ def _misfits(
     infos: Mapping[str, Described],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Iterable[str]:
-    """All that is wrong with the keys of one module."""
+    """Yields everything that is wrong with the keys of one module."""
     found = {kind: tuple(infos[key].shape) for kind, key in kinds.items()}
     if "down" in kinds:
         weight = names["down"]
@@ -414,7 +326,7 @@ def _misfits(
 def _float_pair(
     pair: Pair | None, difference: torch.Tensor | None, tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B of one module in float32, its alpha in B, a difference of the whole weight (out, in) beside them."""
+    """A and B of one module in float32, alpha multiplied into B, a difference of the weight (out, in) appended."""
     downs, ups = [], []
     if pair is not None:
         downs.append(tensors[pair.down].float())

@@ -1,4 +1,4 @@
-"""Adapters' files for a pipeline, found as diffusers finds them, with the config that lies beside them."""
+"""LoRA files for a pipeline, found as diffusers finds them, with the config beside them."""
 
 import json
 import zipfile
@@ -12,7 +12,7 @@ from diffusers.loaders.lora_base import _fetch_state_dict
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from . import adapters
+from . import adapter_config
 
 FILE_OPTIONS = ("weight_name", "use_safetensors", "proxies")  # of diffusers, besides those of the Hub
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -20,23 +20,23 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """An adapter as its file has it."""
+    """An adapter as stored in its file."""
 
     name: str  # for messages
     tensors: Mapping[str, torch.Tensor]
     config: Mapping[str, object]  # PEFT's; empty where none is known
-    is_config_in_file: bool  # where diffusers reads it too
+    is_config_in_file: bool  # in its header, where diffusers reads it too
 
 
 def fetch(source: str | PathLike | dict[str, torch.Tensor], **options: object) -> LoraFile:
-    """An adapter's tensors from a file, a folder, a Hub id or a state dict.
+    """Fetches an adapter's tensors from a file, a folder, a Hub id or a state dict.
 
     Args:
         options: of diffusers' `lora_state_dict`.
 
     Raises:
         ValueError: it holds something other than tensors, or its config is damaged.
-        OSError: it is not there, or can't be downloaded.
+        OSError: it is absent, or can't be downloaded.
     """
     name = "This state dict" if isinstance(source, dict) else str(source)
     _refuse_deflated(source)
@@ -54,7 +54,7 @@ def fetch(source: str | PathLike | dict[str, torch.Tensor], **options: object) -
     if others:
         raise ValueError(f"{name} has {len(others)} entries that are no tensors: {', '.join(map(str, others[:3]))}.")
     if metadata:
-        config = adapters.transformer_config(metadata)
+        config = adapter_config.transformer_config(metadata)
     else:
         config = {} if isinstance(source, dict) else _config_beside(source, named)
     return LoraFile(name, tensors, config, bool(metadata))
@@ -66,11 +66,11 @@ def _config_beside(source: str | PathLike, options: Mapping[str, object]) -> Map
     if path.exists():
         subfolder = options["subfolder"] or ""
         folders = [path.parent] if path.is_file() else [path, path / subfolder]
-        found = next((file for folder in folders if (file := folder / adapters.CONFIG_NAME).is_file()), None)
+        found = next((file for folder in folders if (file := folder / adapter_config.CONFIG_NAME).is_file()), None)
     else:
         try:
             named = {option: value for option in HUB_OPTIONS if (value := options[option]) is not None}
-            found = Path(hf_hub_download(str(source), adapters.CONFIG_NAME, **named))
+            found = Path(hf_hub_download(str(source), adapter_config.CONFIG_NAME, **named))
         except EntryNotFoundError:  # also where the Hub can't be asked, and the cache knows of none
             found = None
     if found is None:
@@ -85,7 +85,7 @@ def _config_beside(source: str | PathLike, options: Mapping[str, object]) -> Map
 
 
 def _refuse_deflated(source: object) -> None:
-    """Files of `torch.save` hold their records as they are; a deflated one could take any amount of memory."""
+    """Refuses compressed records: `torch.save` writes none, and one could take any amount of memory."""
     if isinstance(source, dict) or not Path(source).is_file() or not zipfile.is_zipfile(source):
         return
     with zipfile.ZipFile(source) as file:

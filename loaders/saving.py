@@ -29,15 +29,15 @@ BLOCK_BYTES = 2**24  # read at once
 
 @contextlib.contextmanager
 def filled_folder(target: str | PathLike, write_guarded: Callable[[Path], object]) -> Iterator[Path]:
-    """Gives a folder to write into, whose files take their places in `target` when the block ends.
+    """Gives a folder to write into, whose files move into `target` when the block ends.
 
-    `target` is made when it is not there; other files in it stay, except weights of another save beside new ones.
-    After an error, an interruption or SIGTERM, it is as it was. What a kill leaves is in `.stream-t1-*.partial` in
+    `target` is made if it does not exist; other files in it stay, except weights of another save beside new ones.
+    After an error, an interruption or SIGTERM, it is as it was. A kill leaves its files in `.stream-t1-*.partial` in
     `target`, which has no `model_index.json` while its files change.
 
     Args:
-        write_guarded: writes the files that must replace nobody else's. Files of the block, as diffusers saves
-            components, replace what has their names.
+        write_guarded: writes the files that must not replace foreign ones. Files written in the block, as diffusers
+            saves components, replace any file of their names.
 
     Raises:
         FileExistsError: a guarded file would replace one that is not ours, or was changed.
@@ -71,7 +71,7 @@ def filled_folder(target: str | PathLike, write_guarded: Callable[[Path], object
 
 
 def file_names(folder: Path) -> list[str]:
-    """What is in a folder and its subfolders, by path in it; links are named and not followed."""
+    """Lists the files of a folder and its subfolders by relative path; links are listed, not followed."""
     return sorted(path.relative_to(folder).as_posix() for path in _walk(folder))
 
 
@@ -79,7 +79,7 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
     """Writes the manifest of all files in a folder, and waits until they are on the disk.
 
     Args:
-        known: further entries, of files elsewhere that will lie beside these.
+        known: further entries, of files that will be moved beside these.
     """
     hashes = {name: _sha256(folder / name, sync=True) for name in file_names(folder) if name != MANIFEST}
     content = {"made_by": MADE_BY, "files": dict(sorted({**(known or {}), **hashes}.items()))}
@@ -90,7 +90,7 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
-    """SHA-256 of what this project wrote into a folder, by name; nothing where there is no manifest of its."""
+    """SHA-256 of the files that this project wrote into a folder, by name; empty without a manifest of its own."""
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
         return {}
@@ -103,16 +103,16 @@ def read_manifest(folder: Path) -> dict[str, str]:
 
 
 def foreign_files(folder: Path, names: Iterable[str]) -> list[str]:
-    """Those of some files of a folder that this project did not write, or that were changed since."""
+    """Returns those of the named files that this project did not write, or that were changed since."""
     manifest = read_manifest(folder)
     return [name for name in names if not _is_ours(folder, name, manifest)]
 
 
 def check_replaceable(target: Path, names: Iterable[str], new: Path | None = None) -> None:
-    """Checks that no file of these names in `target` is another's.
+    """Checks that no file of these names in `target` is foreign.
 
     Args:
-        new: a folder with the files that would replace them; one that is the same may be replaced.
+        new: a folder with the files that would replace them; an identical one may be replaced.
 
     Raises:
         FileExistsError: files of these names in `target` are not ours, or were changed.
@@ -146,11 +146,11 @@ def _is_same(path: Path, other: Path) -> bool:
 def _check_is_folder(target: Path) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         kind = "a symbolic link" if target.is_symlink() else "a file"
-        raise NotADirectoryError(f"The output is {target}, which is {kind}; give a folder, or one that is to be made.")
+        raise NotADirectoryError(f"The output is {target}, which is {kind}; give a folder, existing or new.")
 
 
 def _check_kinds(target: Path, new: Path) -> None:
-    """Checks that files and folders of `new` do not meet each other in `target`.
+    """Checks that no file of `new` meets a folder in `target`, and no folder a file.
 
     Raises:
         FileExistsError: a folder of `new` is a file or a link in `target`, or a file is a folder.
@@ -166,7 +166,7 @@ def _check_kinds(target: Path, new: Path) -> None:
 
 
 def _write_merged_manifest(target: Path, new: Path) -> None:
-    """Of the new files, and of the older ones that stay."""
+    """Writes the manifest of the new files and of the older ones that stay."""
     stale = set(_stale_weights(target, new))
     known = {name: sha256 for name, sha256 in read_manifest(target).items() if name not in stale}
     write_manifest(new, {name: sha256 for name, sha256 in known.items() if (target / name).is_file()})
@@ -189,7 +189,7 @@ def _variant(name: str) -> str | None:
 
 
 def _exchange(target: Path, new: Path, old: Path) -> None:
-    """Moves the new files into `target`, and what they replace, and stale weights, into `old`; or nothing."""
+    """Moves the new files into `target`, and replaced files and stale weights into `old`: all or nothing."""
     names = sorted(file_names(new), key=lambda name: name == INDEX)  # the index comes last, and goes first
     leaving = [name for name in (INDEX, *names, *_stale_weights(target, new)) if os.path.lexists(target / name)]
     moves = [(target / name, old / name) for name in dict.fromkeys(leaving)]
@@ -229,7 +229,7 @@ def _sha256(path: Path, sync: bool = False) -> str:
 
 @contextlib.contextmanager
 def finally_on_signals() -> Iterator[None]:
-    """As in search/files.py, which the Hub's loader does not let this folder import."""
+    """Runs `finally` on SIGTERM too, as in search/files.py, which the Hub's loader does not let this folder import."""
     unhandled = []
     if threading.current_thread() is threading.main_thread():
         known = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))

@@ -1,8 +1,8 @@
-"""Parameter names of the original Wan transformer, and of what was trained from it, in diffusers' names."""
+"""Parameter names of the original Wan transformer and of models trained from it, mapped to diffusers' names."""
 
 import re
 
-# What trainers put before a key: the module that held the generator, and FSDP's wrapper anywhere in the name.
+# Put before a key by trainers: the module that held the generator, and FSDP's wrapper anywhere in the name.
 PREFIXES = ("model.", "module.", "generator.")
 WRAPPER = "_fsdp_wrapped_module."
 
@@ -26,7 +26,7 @@ RENAMES = (
 
 
 def diffusers_name(name: str, prefixes: tuple[str, ...] = PREFIXES) -> str:
-    """Parameter's name in diffusers; one that is diffusers' already stays as it is."""
+    """Returns a parameter's name in diffusers; a diffusers name stays as it is."""
     name = without_prefixes(name, prefixes)
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
@@ -34,7 +34,7 @@ def diffusers_name(name: str, prefixes: tuple[str, ...] = PREFIXES) -> str:
 
 
 def without_prefixes(name: str, prefixes: tuple[str, ...] = PREFIXES) -> str:
-    """Name without `WRAPPER` anywhere and without any number of `prefixes` at its front."""
+    """Removes `WRAPPER` anywhere in a name, and any number of `prefixes` at its front."""
     name = name.replace(WRAPPER, "")
     while prefix := next((prefix for prefix in prefixes if name.startswith(prefix)), None):
         name = name.removeprefix(prefix)

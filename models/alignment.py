@@ -1,8 +1,8 @@
-"""Where weights lie in the CPU's memory, on which the last bits of its matrix products depend.
+"""Alignment of weights in the CPU's memory, on which the last bits of its matrix products depend.
 
-Weights that were loaded lie where they lay in their file, those that were made lie at multiples of 64 bytes, and the
-CPU's kernels sum them in other orders. With all of them at such multiples, the same weights give the same video bit
-for bit, wherever they came from.
+Loaded weights keep the alignment that they have in their file, new ones are aligned to 64 bytes, and the CPU's kernels
+sum in an order that depends on it. With all of them aligned to 64 bytes, the same weights give the same video bit for
+bit, wherever they came from.
 """
 
 import threading

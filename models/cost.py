@@ -1,8 +1,8 @@
-"""What the models cost at a size, without running them: operations, and bytes that are alive at once.
+"""Cost of the models at a given size, without running them: operations and peak bytes.
 
-Counted are products of matrices: linear layers, convolutions, attention, 2 operations per multiplication and addition.
-Norms, activations, rotary embedding and copies are not. Bytes are those of a run on tensors without content (torch's
-meta device), with attention that never holds its scores, as fused kernels do.
+Operations are those of matrix products: linear layers, convolutions and attention, 2 per multiplication and addition.
+Norms, activations, rotary embedding and copies are not counted. Bytes are those of a run on tensors without content
+(torch's meta device), with attention that never materialises its scores, as in fused kernels.
 """
 
 import math
@@ -29,7 +29,7 @@ class ForwardFlops(NamedTuple):
 
 @dataclass(frozen=True)
 class ForwardShape:
-    """What decides how much one call of the transformer computes."""
+    """Sizes that decide how much one call of the transformer computes."""
 
     batch_size: int  # candidates
     chunk_tokens: int  # of one candidate
@@ -38,11 +38,11 @@ class ForwardShape:
     fills_prompt: bool  # the first call of a prompt computes its keys and values for all
 
     def flops(self, config: FrozenDict) -> ForwardFlops:
-        """What the call multiplies, in a `CausalWanTransformer3DModel` of this config."""
+        """Operations of the call in a `CausalWanTransformer3DModel` of this config."""
         width = config.num_attention_heads * config.attention_head_dim
         tokens = self.batch_size * self.chunk_tokens
         block = tokens * (6 * width**2 + 2 * width * config.ffn_dim)  # q, k, v, out; cross q, out; feed-forward
-        embedded_text = 1  # the model embeds no more of a text that nobody reads
+        embedded_text = 1  # all that the model embeds of a text that is not read again
         if self.fills_prompt:
             block += self.text_tokens * 2 * width**2
             embedded_text = self.text_tokens
@@ -58,18 +58,18 @@ class ForwardShape:
 
 @dataclass(frozen=True)
 class DecodeCost:
-    """What it costs to decode one chunk of one candidate."""
+    """Cost of decoding one chunk of one candidate."""
 
     first_flops: int  # of a video's first chunk
     later_flops: int
-    state_bytes: int  # of what the decoder remembers
-    workspace_bytes: int  # alive at once beside the states, the new frames included
+    state_bytes: int  # of the decoder's feature cache
+    workspace_bytes: int  # peak besides the states, the new frames included
 
 
 def decode_cost(
     vae: AutoencoderKLWan, latent_shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32
 ) -> DecodeCost:
-    """Of a chunk of latents (C, F, H, W)."""
+    """Returns the cost of decoding a chunk of latents (C, F, H, W)."""
     with torch.device("meta"):
         empty = AutoencoderKLWan.from_config(vae.config)
         torch.nn.Module.to(empty, dtype)  # diffusers' own `to` warns
@@ -84,19 +84,19 @@ def decode_cost(
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Of parameters and buffers; those that are shared count once, quantised ones as what they are stored in."""
+    """Bytes of parameters and buffers; shared ones count once, quantised ones at their stored size."""
     return sum(_stored_bytes(tensor) for tensor in {*model.parameters(), *model.buffers()})
 
 
 def _stored_bytes(tensor: torch.Tensor) -> int:
     if not hasattr(tensor, "__tensor_flatten__"):
         return tensor.nbytes
-    names, _ = tensor.__tensor_flatten__()  # of a tensor that is made of others
+    names, _ = tensor.__tensor_flatten__()  # of a tensor subclass that wraps others
     return sum(_stored_bytes(getattr(tensor, name)) for name in names)
 
 
 class ModelCosts:
-    """What a transformer and a VAE cost at one size: a chunk of latents (C, F, H, W), a text of so many tokens."""
+    """Costs of a transformer and a VAE at one size: a chunk of latents (C, F, H, W), and a text of so many tokens."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class ModelCosts:
         return sum(shape.flops(self.config))
 
     def forward_bytes(self, batch_size: int, context_chunks: int) -> int:
-        """Bytes of the context that a forward reads, and alive at once in it."""
+        """Bytes of the context that a forward reads, plus the peak inside the forward."""
         with torch.device("meta"):
             config = {**self.config, "num_layers": 1}
             block = transformer_causal_wan.CausalWanTransformer3DModel.from_config(config)
@@ -148,7 +148,7 @@ class ModelCosts:
         return self.decode.first_flops if is_first else self.decode.later_flops
 
     def decode_bytes(self, batch_size: int, num_states: int) -> int:
-        """Bytes of decoder states, and alive at once while a batch is decoded; 0 decodes nothing."""
+        """Bytes of decoder states, plus the peak of decoding a batch; a batch of 0 decodes nothing."""
         if self.decode is None:
             return 0
         batch_size = min(batch_size, 1) if self.vae.use_slicing else batch_size
@@ -156,7 +156,7 @@ class ModelCosts:
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that tensors made under this mode held at once: `peak`."""
+    """Tracks the most bytes that tensors made under this mode hold at once: `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ def _tensors(tree: object) -> list[torch.Tensor]:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention whose scores are never all there: on the meta device torch would make them."""
+    """Attention that never materialises its scores, as torch would do on the meta device."""
 
     def __torch_function__(
         self, function: object, types: tuple, args: tuple = (), kwargs: dict | None = None

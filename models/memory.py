@@ -1,7 +1,7 @@
-"""What a beam remembers: the keys and values of its clean chunks (paper section 3.3, Memory Sinking).
+"""The memory of a beam, its KV cache: keys and values of its clean chunks (paper section 3.3, Memory Sinking).
 
 `CachedChunk` and `ChunkMemory` are values. `append` and `evict_oldest` return a new memory that shares the tensors of
-the old one, so beams that fork share everything and nobody can write into somebody else's past.
+the old one, so beams that fork share everything and none can write into another's past.
 
 Keys are kept *before* rotary embedding: sinks are averaged there, and one store then serves absolute and relative
 positions. `ChunkMemory.context` turns a memory into what a forward reads, once per chunk and parent beam.
@@ -17,7 +17,7 @@ import torch
 
 from . import rotary
 
-# Numbers; all layers' float32 products at once would be as large as the memory itself.
+# Elements; the float32 products of all layers at once would be as large as the memory itself.
 ROTATED_AT_ONCE = 2**24
 
 
@@ -27,7 +27,7 @@ class CachedChunk:
 
     key: torch.Tensor  # (layers, L, N, D), before rotary embedding; float32 once averaged
     value: torch.Tensor  # (layers, L, N, D)
-    index: int  # which chunk of the video
+    index: int  # of the chunk in the video
     start_frame: int  # latent frames before it
     num_frames: int
     dtype: torch.dtype  # of the forwards that read it
@@ -48,14 +48,14 @@ class ChunkMemory:
 
     sinks: tuple[CachedChunk, ...] = ()  # never leave; a policy may average into them or add to them
     window: tuple[CachedChunk, ...] = ()  # the most recent chunks, oldest first
-    num_frames: int = 0  # latent frames committed so far, whatever became of them
+    num_frames: int = 0  # latent frames committed so far, evicted ones included
 
     @property
     def window_frames(self) -> int:
         return sum(chunk.num_frames for chunk in self.window)
 
     def append(self, chunk: CachedChunk, first_sink_frames: int) -> "ChunkMemory":
-        """The memory with one more chunk: a sink while the sinks hold less than `first_sink_frames`, else window."""
+        """Returns the memory with one more chunk: a sink while it holds fewer than `first_sink_frames`."""
         num_frames = self.num_frames + chunk.num_frames
         if self.num_frames < first_sink_frames:
             return replace(self, sinks=(*self.sinks, chunk), num_frames=num_frames)
@@ -64,7 +64,7 @@ class ChunkMemory:
     def evict_oldest(
         self, new_sinks: Callable[[tuple[CachedChunk, ...], CachedChunk], tuple[CachedChunk, ...]]
     ) -> "ChunkMemory":
-        """The memory without the oldest chunk of its window; `new_sinks(sinks, chunk)` says what becomes of it."""
+        """Returns the memory without its window's oldest chunk; `new_sinks(sinks, chunk)` gives the new sinks."""
         oldest, *rest = self.window
         return replace(self, sinks=tuple(new_sinks(self.sinks, oldest)), window=tuple(rest))
 
@@ -78,14 +78,14 @@ class ChunkMemory:
         prompt: "PromptMemory",
         device: torch.device,
     ) -> "ChunkContext":
-        """What the next chunk's forwards read, for all its steps and all candidates of this memory's beam.
+        """Returns the context of the next chunk's forwards, for all steps and all candidates of this memory's beam.
 
         Args:
             latent_shape: frames, height and width of the next chunk's latents.
             patch_size: frames, rows and columns of a token.
             head_dim: D.
-            positions: "absolute", every frame keeps the number it has in the video; "relative", the context is
-                numbered from 0: sinks, window, then the chunk itself.
+            positions: "absolute": every frame keeps its index in the video; "relative": frames are numbered from 0,
+                sinks first, then the window, then the chunk itself.
             prompt: cross-attention keys and values, filled by the first forward.
             device: where the forwards run.
         """
@@ -104,14 +104,14 @@ class ChunkMemory:
             for layers in key.split(max(1, ROTATED_AT_ONCE // key[0].numel())):
                 layers.copy_(rotary.rotate(layers, past_table))
             value = torch.cat([chunk.value.to(chunk.dtype) for chunk in chunks], dim=1)
-        return ChunkContext(table.clone(), key, value, prompt)  # no view: a compiler would watch what it is a view of
+        return ChunkContext(table.clone(), key, value, prompt)  # not a view: torch.compile would guard on its base
 
 
 @dataclass(frozen=True, eq=False)
 class LayerContext:
-    """What one layer's self-attention reads, in the place of the stock model's rotary tables.
+    """Input of one layer's self-attention, instead of the stock model's rotary tables.
 
-    This and `LayerPrompt` are no tuples: hooks that move a block's inputs to its device would rebuild a tuple, and
+    This and `LayerPrompt` are not tuples: hooks that move a block's inputs to its device would rebuild a tuple, and
     what the block records in it would be lost.
     """
 
@@ -124,7 +124,7 @@ class LayerContext:
 
 @dataclass(frozen=True, eq=False)
 class LayerPrompt:
-    """What one layer's cross-attention reads, in the place of the stock model's text."""
+    """Input of one layer's cross-attention, instead of the stock model's text."""
 
     hidden_states: torch.Tensor | None  # (1, L, dim) embedded text, when key and value are still to be filled from it
     key: torch.Tensor  # (1, L, N, D)
@@ -132,7 +132,7 @@ class LayerPrompt:
 
 
 class PromptMemory:
-    """Cross-attention keys and values of one prompt: filled inside its first forward, only read after that."""
+    """Cross-attention keys and values of one prompt: filled by its first forward, read-only after that."""
 
     def __init__(self) -> None:
         self.key: torch.Tensor | None = None  # (layers, 1, L, N, D)
@@ -140,7 +140,7 @@ class PromptMemory:
         self.is_filled = False
 
     def allocate(self, num_layers: int, num_tokens: int, heads: tuple[int, int], like: torch.Tensor) -> None:
-        """Room for the keys and values of `num_tokens` tokens; `heads` is (N, D)."""
+        """Allocates the keys and values of `num_tokens` tokens; `heads` is (N, D)."""
         self.key = like.new_empty((num_layers, 1, num_tokens, *heads))
         self.value = torch.empty_like(self.key)
 
@@ -149,7 +149,7 @@ class PromptMemory:
 
 
 class ChunkContext:
-    """What the forwards of one chunk read. A plain class: offload hooks leave it alone and do not rebuild it."""
+    """Input of all forwards of one chunk. A plain class, which offload hooks do not rebuild."""
 
     def __init__(
         self,
@@ -179,14 +179,14 @@ class ChunkContext:
 
 
 class ChunkRecord:
-    """Where the clean pass of a chunk leaves its keys and values."""
+    """Keys and values that the clean pass of a chunk records."""
 
     def __init__(self) -> None:
         self.key: torch.Tensor | None = None  # (layers, L, N, D)
         self.value: torch.Tensor | None = None
 
     def allocate(self, num_layers: int, heads: tuple[int, int], like: torch.Tensor) -> None:
-        """Room for the tokens of `like` (1, L, dim); `heads` is (N, D)."""
+        """Allocates keys and values for the tokens of `like` (1, L, dim); `heads` is (N, D)."""
         if like.shape[0] != 1:
             raise ValueError(f"A clean pass records one chunk; {like.shape[0]} were given.")
         self.key = like.new_empty((num_layers, like.shape[1], *heads))
@@ -196,5 +196,5 @@ class ChunkRecord:
         return self.key[index], self.value[index]
 
     def chunk(self, index: int, start_frame: int, num_frames: int) -> CachedChunk:
-        """What was recorded, as a chunk of the video."""
+        """Returns the recorded keys and values as a chunk of the video."""
         return CachedChunk(self.key, self.value, index, start_frame, num_frames, self.key.dtype)

@@ -1,4 +1,4 @@
-"""Pixels between the decoder, the search and the caller. What the search keeps of them is 8 bits.
+"""Pixels between the decoder, the search and the caller; the search keeps them in 8 bits.
 
 Axes: B videos, F frames, H and W height and width.
 """
@@ -15,7 +15,7 @@ THUMBNAIL_PIXELS = 96
 
 
 def to_uint8(video: torch.Tensor) -> torch.Tensor:
-    """A decoded clip (3, F, H, W) in [-1, 1], all finite, as (F, 3, H, W) in 0 to 255."""
+    """Converts a decoded clip (3, F, H, W) in [-1, 1], all finite, to (F, 3, H, W) in 0 to 255."""
     return (video.float() / 2 + 0.5).mul(255.0).round().to(torch.uint8).transpose(0, 1).contiguous()
 
 
@@ -31,7 +31,7 @@ def thumbnail(frames: torch.Tensor) -> str:
 def to_output(
     videos: list[torch.Tensor], output_type: Literal["np", "pt", "pil"]
 ) -> np.ndarray | torch.Tensor | list[np.ndarray] | list[torch.Tensor] | list[list[PIL.Image.Image]]:
-    """B clips, each (F, 3, H, W) uint8, as the caller wants them.
+    """Converts B clips, each (F, 3, H, W) uint8, to the caller's output type.
 
     "np" is (B, F, H, W, 3) and "pt" (B, F, 3, H, W), floats in [0, 1]; "pil" is B lists of F pictures. Clips of
     different lengths stay a list.
@@ -47,7 +47,7 @@ def to_output(
 def stack(
     videos: list[torch.Tensor] | list[np.ndarray],
 ) -> torch.Tensor | np.ndarray | list[torch.Tensor] | list[np.ndarray]:
-    """One array of equally long videos; the list itself when they differ or there is none."""
+    """One array of equally long videos; the list itself when lengths differ or it is empty."""
     if len({tuple(video.shape) for video in videos}) != 1:
         return videos
     return torch.stack(videos) if torch.is_tensor(videos[0]) else np.stack(videos)

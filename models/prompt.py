@@ -1,4 +1,4 @@
-"""A prompt as the transformer reads it, and the prompts that the steps of one chunk read.
+"""An embedded prompt, and the prompts that the steps of one chunk read.
 
 Axes: L tokens.
 """
@@ -12,13 +12,13 @@ from . import memory
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Embedded text, with the cross-attention keys and values that its first forward makes of it."""
+    """Embedded text, with the cross-attention keys and values that its first forward computes."""
 
     embeds: torch.Tensor  # (1, L, text dim)
     memory: "memory.PromptMemory" = field(default_factory=memory.PromptMemory)
 
     def changed(self, embeds: torch.Tensor) -> "Prompt":
-        """The prompt of other embeddings; this one when they are equal."""
+        """Returns the prompt of other embeddings; this one when they are equal."""
         embeds = embeds.to(self.embeds)
         return self if torch.equal(embeds, self.embeds) else Prompt(embeds)
 
@@ -35,16 +35,16 @@ class ChunkPrompts:
 
     @property
     def last(self) -> Prompt:
-        """Of the clean pass, and of the chunks after this one."""
+        """The prompt of the clean pass, and of the chunks after this one."""
         return self._prompts[-1]
 
     def begin(self, step: int) -> Prompt:
-        """The prompt of a step that is begun now."""
+        """Begins a step and returns its prompt."""
         self._num_begun = max(self._num_begun, step + 1)
         return self._prompts[step]
 
     def change(self, step: int, embeds: torch.Tensor) -> None:
-        """Takes embeddings that differ from those of `step` for the steps that nobody has begun."""
+        """Sets embeddings that differ from those of `step` for the steps that no candidate has begun."""
         given = self._prompts[step]
         if given.changed(embeds) is not given:
             changed = self._prompts[self._num_begun].changed(embeds)

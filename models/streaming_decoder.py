@@ -1,8 +1,8 @@
 """The Wan VAE's decoder, a few latent frames at a time, with its feature cache as a value.
 
-`AutoencoderKLWan` decodes latent frame by latent frame and keeps, for every causal convolution, the last frames that
-went in. It hides that cache in the model and clears it after each call. Here the cache goes in and comes out: decoding
-in pieces gives what decoding at once gives, and a state can be continued in several ways.
+`AutoencoderKLWan` decodes latent frame by latent frame and keeps the last input frames of every causal convolution. It
+hides that cache in the model and clears it after each call. Here the cache is passed in and returned: decoding in
+pieces equals decoding at once, and a state can be continued in several ways.
 
 Axes: B batch, C channels, F frames, H and W height and width.
 """
@@ -18,7 +18,7 @@ from diffusers.utils.torch_utils import get_module_execution_device
 
 @dataclass(frozen=True, eq=False)
 class DecoderState:
-    """What the decoder remembers of a clip so far. Never written again: decoding from it makes a new one."""
+    """The decoder's feature cache of a clip so far. Immutable: decoding from it makes a new one."""
 
     features: tuple["torch.Tensor | str | None", ...]  # per convolution (B, C, F, H, W), or the VAE's own marker
     batch_size: int
@@ -45,7 +45,8 @@ class StreamingWanDecoder:
         self.vae = vae
 
     def check(self) -> None:
-        """
+        """Checks the VAE's settings.
+
         Raises:
             ValueError: VAE tiling is on.
         """
@@ -57,12 +58,12 @@ class StreamingWanDecoder:
 
     @torch.no_grad()
     def __call__(self, latents: torch.Tensor, state: DecoderState | None = None) -> tuple[torch.Tensor, DecoderState]:
-        """The frames of the next latents of each clip.
+        """Decodes the next latents of each clip.
 
         Args:
             latents: (B, C, F, H, W) in the model's space, that is standardised with the VAE config's `latents_mean`
                 and `latents_std`.
-            state: what the last call returned, or None at the beginning of a video. A state of one clip serves B.
+            state: what the last call returned, or None at the beginning of a video. A state of one clip may serve B.
 
         Returns:
             Pixels in [-1, 1], (B, 3, frames, height, width): 4 frames per latent frame, 1 for the very first (in the
@@ -78,7 +79,7 @@ class StreamingWanDecoder:
     def continuations(
         self, latents: torch.Tensor, state: DecoderState | None
     ) -> Iterator[tuple[torch.Tensor, DecoderState]]:
-        """B ways to go on from one clip's state, each with its pixels (3, frames, height, width) and its own state.
+        """Decodes B continuations of one clip's state, each to pixels (3, frames, height, width) and a state.
 
         One batch, or one at a time when the VAE's slicing is on. The states have storage of their own, so that
         dropping one frees it.
@@ -121,7 +122,7 @@ class StreamingWanDecoder:
 
 
 def _split(features: list["torch.Tensor | str | None"], batch_size: int) -> list[DecoderState]:
-    """A state per clip. Empties the list as it goes, so that no more than one feature is there twice."""
+    """Makes a state per clip. Empties the list on the way, so that at most one feature is in memory twice."""
     if batch_size == 1:
         return [DecoderState(tuple(features), 1)]
     rows: list[list] = [[] for _ in range(batch_size)]

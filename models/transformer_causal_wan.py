@@ -1,8 +1,8 @@
-"""The Wan transformer that makes a video chunk by chunk.
+"""The causal Wan transformer, which makes a video chunk by chunk.
 
-Weights, blocks and everything that diffusers hangs on them are those of `WanTransformer3DModel`. New are an attention
-processor that reads a memory, and a forward that hands each block its layer of it. Without a memory the model *is* the
-stock one.
+Weights, blocks and everything that diffusers attaches to them are those of `WanTransformer3DModel`. It adds an
+attention processor that reads a memory, and a forward that passes each block its layer of that memory. Without a
+memory the model *is* the stock one.
 
 Axes: B batch, C channels, F latent frames, H and W latent height and width, L tokens, N heads, D head dim.
 """
@@ -25,7 +25,7 @@ class CausalWanAttnProcessor(WanAttnProcessor):
     """Attention over memory and chunk.
 
     The stock block passes `rotary_emb` to its self-attention and `encoder_hidden_states` to its cross-attention
-    untouched; a `LayerContext` and a `LayerPrompt` travel there. Anything else is the stock processor's business.
+    untouched; a `LayerContext` and a `LayerPrompt` travel there. Any other input goes to the stock processor.
     """
 
     def __call__(
@@ -100,7 +100,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
                 attention.set_processor(processor)
 
     def to_json_string(self) -> str:
-        """The config, under the name of the stock class: what is saved loads wherever diffusers does."""
+        """The config under the stock class's name, so that a saved model loads wherever diffusers is installed."""
         stock = {"_class_name": WanTransformer3DModel.__name__}
         return json.dumps({**json.loads(super().to_json_string()), **stock}, indent=2, sort_keys=True) + "\n"
 
@@ -142,14 +142,13 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         attention_kwargs: dict[str, float] | None = None,
         context: chunk_memory.ChunkContext | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """The model's velocity for noisy latents, given a memory of the chunks before.
+        """Predicts the velocity of noisy latents, given a memory of earlier chunks.
 
         Args:
             hidden_states: (B, C, F, H, W) latents; with `context`, one chunk of B candidates of the same beam.
             timestep: (B,) floats in [0, 1000], `1000 * sigma`; 0 for the clean pass.
             encoder_hidden_states: (B, text tokens, text dim); with `context` (1, ...), the candidates' one prompt.
-            context: what is read of a memory, made by `ChunkMemory.context`. If it records, the keys and values of
-                this pass go there.
+            context: made by `ChunkMemory.context`. If it records, this pass writes its keys and values there.
 
         Returns:
             `sample` (B, C, F, H, W).
@@ -164,11 +163,11 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
                 attention_kwargs=attention_kwargs,
             )
         if encoder_hidden_states_image is not None or self.config.added_kv_proj_dim is not None:
-            raise ValueError("A memory serves text-to-video models; this one is conditioned on an image.")
+            raise ValueError("`context` needs a text-to-video model; this one is conditioned on an image.")
         if self._parallel_config is not None or self.is_cache_enabled:
             raise ValueError(
-                "A memory serves whole chunks and every step of them: context parallelism splits the one and a step "
-                "cache (`enable_cache`) skips the other. Disable it."
+                "`context` needs whole chunks and all of their steps: context parallelism splits chunks, and a step "
+                "cache (`enable_cache`) skips steps. Disable it."
             )
         if encoder_hidden_states.shape[0] != 1:
             raise ValueError(
@@ -189,13 +188,13 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         context: chunk_memory.ChunkContext,
         attention_kwargs: dict[str, float] | None = None,
     ) -> torch.Tensor:
-        """The stock forward with its layer of the memory handed to each block: (B, C, F, H, W) to the same."""
+        """Runs the stock forward and passes each block its layer of the memory: (B, C, F, H, W) in and out."""
         grid = tuple(size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True))
         hidden_states = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, L, dim)
         heads = (self.config.num_attention_heads, self.config.attention_head_dim)
         prompt = context.prompt
         if prompt.is_filled:
-            prompt_embeds = prompt_embeds[:, :1]  # nobody reads the text again; do not embed all of it
+            prompt_embeds = prompt_embeds[:, :1]  # the text is not read again; do not embed all of it
         else:
             prompt.allocate(len(self.blocks), prompt_embeds.shape[1], heads, hidden_states)
         if context.record is not None:

@@ -1,4 +1,4 @@
-"""Rewards: what one is, the paper's two reward models, light ones, and how they are combined."""
+"""Rewards: their base classes, the paper's two reward models, light ones, and combinations of them."""
 
 from .base import PictureReward, Reward, RewardOutput
 from .clip import AestheticReward, CLIPScoreReward, PickScoreReward

@@ -1,4 +1,4 @@
-"""What a reward is: any callable `reward(frames, prompt, fps)`, and the base classes of the ones that ship.
+"""The reward interface, any callable `reward(frames, prompt, fps)`, and the base classes of the ones that ship.
 
 Axes: B clips, F frames, H height and W width in pixels.
 """
@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class RewardOutput:
-    """Scores of a batch of clips, higher is better, and what they were made from."""
+    """Scores of a batch of clips, higher is better, and their parts."""
 
     score: torch.Tensor  # (B,) float
     parts: dict[str, torch.Tensor] = field(default_factory=dict)  # name to (B,), for the trace only
@@ -34,24 +34,23 @@ Reason = TypeVar("Reason", str, Exception)
 
 
 class RewardFormatError(TypeError):
-    """A reward gave something else than a float per clip. The mistake of its author, not of a candidate."""
+    """A reward returned something other than a float per clip: a bug of the reward, not a bad candidate."""
 
 
 class Reward(torch.nn.Module):
     """Base class of the shipped rewards. A plain callable with the signature of `forward` serves as well.
 
-    A subclass writes `forward` and looks at float frames on its own device. Calling the reward checks what it is
-    given, cuts the clips into micro-batches, and brings the weights back to the CPU after it where `offload` says so.
+    A subclass implements `forward`, on float frames on its own device. Calling the reward checks its input, splits the
+    clips into micro-batches and, once `offload` was called, returns the weights to the CPU afterwards.
 
-    A subclass that looks at the text leaves `reads_prompt` true: such a reward is refused before any work when a call
-    brings `prompt_embeds` and no words.
+    A subclass that reads the text leaves `reads_prompt` true: a call with `prompt_embeds` and no text then refuses it
+    before any work.
 
     Attributes:
         reads_prompt, reads_fps: whether scores depend on them.
-        kind: what a converted folder calls this reward; None for one that is in no such folder.
-        source: the Hub's id from which it was loaded, which a saved pipeline keeps.
-        micro_batch_size: clips per forward; None is all that are given. Halved for good when the device's memory does
-            not do.
+        kind: the reward's name in converted folders; None for one without such folders.
+        source: the Hub id from which it was loaded, which a saved pipeline keeps.
+        micro_batch_size: clips per forward; None: all at once. Halved for good when the device runs out of memory.
     """
 
     reads_prompt: bool = True
@@ -77,15 +76,15 @@ class Reward(torch.nn.Module):
     def from_pretrained(
         cls, name_or_folder: str | Path, *, dtype: torch.dtype | None = None, **options: object
     ) -> "Reward":
-        """The reward of a converted folder, on the CPU.
+        """Loads the reward of a converted folder, on the CPU.
 
         Args:
             name_or_folder: a folder that a converter wrote, or the Hub's id of one.
-            dtype: of the model; None keeps that of the folder. What must be float32 stays so.
+            dtype: of the model; None keeps that of the folder. Weights that must be float32 stay so.
             options: of the reward's class.
 
         Raises:
-            ValueError: it is no converted reward, or another one than this class.
+            ValueError: it is not a converted reward, or one of another class.
         """
         folder = loading.open_folder(name_or_folder)
         target = Reward._of_kind.get(folder.kind)
@@ -101,12 +100,12 @@ class Reward(torch.nn.Module):
 
     @classmethod
     def from_folder(cls, folder: "loading.ConvertedFolder", *, dtype: torch.dtype | None = None) -> "Reward":
-        """What `from_pretrained` does with a folder of this class's kind."""
+        """Loads a reward of this class's kind, for `from_pretrained`."""
         raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
-        """Of the weights; the CPU for a reward that has none and works where its frames are."""
+        """Device of the weights; the CPU for a reward without weights, which works where its frames are."""
         return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))
 
     @property
@@ -118,7 +117,7 @@ class Reward(torch.nn.Module):
         yield from self.buffers()
 
     def offload(self, device: torch.device | str | None = None) -> "Reward":
-        """From now on the weights wait on the CPU and come to a device for each call only.
+        """Keeps the weights on the CPU from now on and moves them to a device for each call only.
 
         Args:
             device: where to work; None: where the frames are.
@@ -128,14 +127,14 @@ class Reward(torch.nn.Module):
         return self.to("cpu")
 
     def check_prompts(self, prompts: list[str]) -> None:
-        """Called before clips are scored.
+        """Checks the texts before clips are scored.
 
         Raises:
             ValueError: this reward can't read one of them; the message says what to change.
         """
 
     def check_request(self, prompts: list[str], num_beams: int) -> None:
-        """Called before a search begins, so that no work is lost.
+        """Checks a search before it begins, so that no work is lost.
 
         Raises:
             ValueError: this reward can't serve such a search; the message says what to change.
@@ -143,11 +142,11 @@ class Reward(torch.nn.Module):
         self.check_prompts(prompts)
 
     def selected_frames(self, num_frames: int, fps: float | None) -> slice | list[int]:
-        """Which frames of a clip `forward` looks at; the others are never made float."""
+        """Selects the frames of a clip that `forward` reads; the others are never converted to float."""
         return slice(None)
 
     def __call__(self, frames: torch.Tensor, prompt: list[str], fps: float | None = None) -> RewardOutput:
-        """Scores of B clips.
+        """Scores B clips.
 
         Args:
             frames: (B, F, 3, H, W), float in [0, 1] or uint8, on any device.
@@ -155,8 +154,7 @@ class Reward(torch.nn.Module):
             fps: frames per second of the clips.
 
         Raises:
-            ValueError, TypeError: no clips, or not in this form, or a prompt that can't be read; the message says what
-                to do.
+            ValueError, TypeError: the clips are invalid, or a prompt can't be read; the message says what to do.
         """
         check_clips(frames, prompt, fps, needs_fps=self.reads_fps)
         self.check_prompts(prompt)
@@ -170,11 +168,11 @@ class Reward(torch.nn.Module):
             self._move(torch.device("cpu"))
 
     def _move(self, device: torch.device) -> None:
-        with torch.inference_mode(False):  # weights that move inside of that mode could not be trained later
+        with torch.inference_mode(False):  # weights moved in inference mode could not be trained later
             self.to(device)
 
     def _score_checked(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> RewardOutput:
-        """The scores of clips that were checked: micro-batch after micro-batch."""
+        """Scores checked clips, one micro-batch after the other."""
         outputs: list[RewardOutput] = []
         first_size = self.micro_batch_size or len(frames)
         begin, size = 0, first_size
@@ -189,7 +187,7 @@ class Reward(torch.nn.Module):
             else:
                 begin += size
                 continue
-            if self.device.type == "cuda":  # outside of the handler, which holds on to what failed
+            if self.device.type == "cuda":  # outside the handler, which keeps the failed call's tensors alive
                 torch.cuda.empty_cache()
         if size < first_size:
             self.micro_batch_size = size
@@ -213,13 +211,13 @@ class Reward(torch.nn.Module):
         return output
 
     def _as_floats(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames as `forward` reads them: float32 in [0, 1], on the device of the weights."""
+        """Converts frames for `forward`: float32 in [0, 1], on the device of the weights."""
         device = next((tensor.device for tensor in self._tensors()), frames.device)
         frames = frames.to(device)
         return frames.to(torch.float32).div_(255.0) if frames.dtype == torch.uint8 else frames.float()
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> RewardOutput:
-        """Scores of a micro-batch.
+        """Scores a micro-batch.
 
         Args:
             frames: (B, F, 3, H, W) float in [0, 1], the selected ones.
@@ -232,8 +230,8 @@ class Reward(torch.nn.Module):
 class PictureReward(Reward):
     """A reward that looks at single frames and averages over them.
 
-    Its micro-batches are pictures, of whichever clips: `forward` gets (N, 1, 3, H, W). A clip of which one picture is
-    lost or gated is so too, for that picture's reason.
+    Its micro-batches are pictures of any clips: `forward` gets (N, 1, 3, H, W). A clip with a lost or gated picture is
+    lost or gated too, for the same reason.
 
     Attributes:
         frame_stride: every n-th frame is scored, beginning with a clip's first.
@@ -267,7 +265,7 @@ class PictureReward(Reward):
 
 
 class ModuleReward(Reward):
-    """A reward that is a plain `torch.nn.Module`, with the `device` and `dtype` that a pipeline asks its parts for."""
+    """A reward that is a plain `torch.nn.Module`, with the `device` and `dtype` that pipelines read of components."""
 
     reads_prompt = False
 
@@ -280,7 +278,7 @@ class ModuleReward(Reward):
 
 
 def as_component(reward: Callable | str | Path | None) -> Callable | None:
-    """A reward as a pipeline can hold it: loaded if it is a folder or an id, wrapped if it is a plain module."""
+    """Converts a reward to a pipeline's component: loads a folder or Hub id, wraps a plain module."""
     if isinstance(reward, str | Path):
         return Reward.from_pretrained(reward)
     is_plain = isinstance(reward, torch.nn.Module) and not (hasattr(reward, "device") and hasattr(reward, "dtype"))
@@ -340,26 +338,28 @@ def _is_finite(value: object) -> bool:
 
 
 def check_plain_words(prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
-    """
+    """Checks that no prompt contains a special token of the tokenizer.
+
     Raises:
-        ValueError: a prompt has a token of the model's own, which would be read as such.
+        ValueError: one does, and the model would read it as that token.
     """
-    # A token of one character is a sign that a tokenizer pads with, such as "!", and stands in any text.
+    # A token of one character is padding, such as "!", and occurs in any text.
     special = sorted(token for token in tokenizer.get_added_vocab() if len(token) > 1)
     for prompt in dict.fromkeys(prompts):
-        # In small letters: CLIP's tokenizer makes all letters small before it looks for its tokens.
+        # In lower case, as CLIP's tokenizer looks for its tokens.
         found = [token for token in special if token.lower() in prompt.lower()]
         if found:
             raise ValueError(
-                f"`prompt` contains {', '.join(found)}, which the reward model reads as a token of its own. Write it "
+                f"`prompt` contains {', '.join(found)}, which the reward model reads as a special token. Write it "
                 "another way, or give the rewards another text: `reward_prompt=...`."
             )
 
 
 def check_clips(frames: torch.Tensor, prompt: list[str], fps: float | None, *, needs_fps: bool = False) -> None:
-    """
+    """Checks the input of a reward.
+
     Raises:
-        ValueError, TypeError: what every reward needs is not there; the message says what to do.
+        ValueError, TypeError: it is invalid; the message says what to do.
     """
     if not torch.is_tensor(frames):
         raise TypeError(f"`frames` is a {type(frames).__name__}; it must be a tensor (B, F, 3, H, W).")

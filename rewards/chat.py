@@ -19,10 +19,10 @@ CHAT_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>
 
 
 class RewardChat:
-    """Prompts to tokens.
+    """Converts prompts to tokens.
 
     Args:
-        tokenizer: of Qwen2-VL, with the reward tokens.
+        tokenizer: Qwen2-VL's, with the reward tokens.
         template: the words around the prompt; the reward tokens are in them.
         reward_tokens: as text, in the order in which the model reads them.
         modality: "image" or "video".
@@ -56,7 +56,7 @@ class RewardChat:
         self.reward_token_ids = [vocabulary[token] for token in reward_tokens]
 
     def ask(self, model: "qwen2_vl.Qwen2VLRewardModel", pixels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """What the model says of B clips, (B, num_outputs) float32: one forward.
+        """Runs the model on B clips in one forward: (B, num_outputs) float32.
 
         Args:
             pixels: (B, F, 3, H, W), resized and normalised.

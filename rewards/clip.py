@@ -1,4 +1,4 @@
-"""Image rewards on CLIP: how well a picture fits its prompt, how people would choose, how it looks.
+"""Image rewards on CLIP: a picture's fit to its prompt, people's preference, aesthetics.
 
 Axes: N pictures, H height, W width, D embedding size.
 """
@@ -21,11 +21,11 @@ LAYER_NAME = re.compile(r"layers\.\d+\.(weight|bias)")  # of the aesthetic layer
 
 
 class ClipTextReward(base.PictureReward):
-    """What is common to rewards that compare a picture's embedding with its prompt's.
+    """Base of rewards that compare a picture's embedding with its prompt's.
 
     Args:
         model: both towers.
-        tokenizer: of the text tower; longer prompts are cut where it ends.
+        tokenizer: the text tower's; longer prompts are truncated to its length.
         frame_stride: every n-th frame is scored.
         micro_batch_size: pictures per forward.
     """
@@ -55,10 +55,10 @@ class ClipTextReward(base.PictureReward):
         frame_stride: int = 1,
         micro_batch_size: int | None = None,
     ) -> "ClipTextReward":
-        """The reward on a CLIP model of the Hub or of a folder; safetensors only.
+        """Loads the reward on a CLIP model of the Hub or of a folder; safetensors only.
 
         Args:
-            tokenizer: where its tokenizer is, when not beside the model.
+            tokenizer: folder or Hub id of its tokenizer, if not that of the model.
         """
         model = loading.load_whole(CLIPModel, name_or_folder, dtype)
         tokenizer = loading.load_tokenizer(tokenizer or name_or_folder)
@@ -115,7 +115,7 @@ class AestheticReward(base.PictureReward):
 
     Args:
         model: CLIP ViT-L/14; the text tower is not used and may be None.
-        layers: linear layers one after the other, with nothing between them, to one number.
+        layers: consecutive linear layers to one number, with nothing between them.
         frame_stride: every n-th frame is scored.
         micro_batch_size: pictures per forward.
     """
@@ -145,7 +145,7 @@ class AestheticReward(base.PictureReward):
         frame_stride: int = 1,
         micro_batch_size: int | None = None,
     ) -> "AestheticReward":
-        """The reward on a CLIP model of the Hub or of a folder, "openai/clip-vit-large-patch14" for LAION's layers.
+        """Loads the reward on a CLIP model of the Hub or a folder, "openai/clip-vit-large-patch14" for LAION's layers.
 
         Args:
             head: the file of the layers: LAION's `sac+logos+ava1-l14-linearMSE.pth`, or the same as safetensors.
@@ -161,10 +161,10 @@ class AestheticReward(base.PictureReward):
 
 
 def load_image_side(name_or_folder: str | Path, dtype: torch.dtype | None) -> CLIPModel:
-    """A CLIP model without its text tower.
+    """Loads a CLIP model without its text tower.
 
-    Not transformers' class of the vision tower alone: that one takes the embedding's size from another place of the
-    config, and where the two differ it goes on with a random projection.
+    transformers' vision-only class is not used: it takes the embedding's size from another place of the config, and
+    where the two differ it initialises a random projection.
     """
     model = loading.load_whole(CLIPModel, name_or_folder, dtype)
     model.text_model = model.text_projection = None
@@ -174,7 +174,7 @@ def load_image_side(name_or_folder: str | Path, dtype: torch.dtype | None) -> CL
 def clip_pixels(
     pictures: torch.Tensor, side: int, crop: Callable[[torch.Tensor, int], torch.Tensor] = resizing.center_crop
 ) -> torch.Tensor:
-    """Pictures as CLIP's preprocessor makes them, (N, 3, side, side): PIL's bicubic resize, the middle, normalised.
+    """Preprocesses pictures as CLIP does, (N, 3, side, side): PIL's bicubic resize, centre crop, normalisation.
 
     pictures: (N, 3, H, W) float in [0, 1]
     """
@@ -183,9 +183,9 @@ def clip_pixels(
 
 
 def read_layers(path: Path, embed_dim: int) -> nn.Sequential:
-    """Linear layers from `embed_dim` numbers to one, in the order of the numbers in their names.
+    """Reads linear layers from `embed_dim` numbers to one, in the order of the numbers in their names.
 
-    Taken are LAION's files: `layers.N.weight` and `layers.N.bias` with nothing but dropouts between them, and `weight`
+    Accepts LAION's files: `layers.N.weight` and `layers.N.bias` with nothing but dropouts between them, and `weight`
     and `bias` of the one layer of the first predictor.
 
     Raises:
@@ -213,8 +213,8 @@ def read_layers(path: Path, embed_dim: int) -> nn.Sequential:
     if gaps:
         before, after = gaps[0]
         raise ValueError(
-            f"{path} has {after - before - 1} modules between layers.{before} and layers.{after}, which it does not "
-            "say: an activation and a dropout, as in LAION's files called reluMSE. Only linear layers with at most a "
+            f"{path} has {after - before - 1} modules between layers.{before} and layers.{after} that its keys do not "
+            "name: an activation and a dropout, as in LAION's files called reluMSE. Only linear layers with at most a "
             "dropout between them are known here, such as `sac+logos+ava1-l14-linearMSE.pth`."
         )
     layers = nn.Sequential(*(nn.Linear(*before, *after) for before, after in zip(inputs, outputs, strict=True)))
@@ -225,7 +225,7 @@ def read_layers(path: Path, embed_dim: int) -> nn.Sequential:
 
 
 def _read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
-    """Tensors of a state dict in a file, by name; none where the file holds something else."""
+    """Reads the tensors of a file's state dict by name; empty where the file holds something else."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -1,7 +1,7 @@
-"""Rewards made of rewards: a weighted sum, and a gate before a dear one.
+"""Rewards made of rewards: a weighted sum, and a gate before an expensive one.
 
-Both look at the clips of one call together. In a search that is all candidates of a chunk, in order: the search calls
-a reward once per chunk, and never on anything else but the last beams.
+Both compare the clips of one call. In a search these are all candidates of a chunk, in order: the search calls a
+reward once per chunk, and otherwise only on the last beams.
 
 Axes: B clips, F frames, H height and W width in pixels.
 """
@@ -18,7 +18,7 @@ NORMALIZATIONS = (None, "zscore", "rank")
 
 
 class CombinedReward(base.Reward):
-    """What is common to rewards that are made of others: each of those cuts micro-batches and moves for itself.
+    """Base of rewards made of others, each of which makes its own micro-batches and moves its own weights.
 
     Args:
         rewards: any callables `reward(frames, prompt, fps)`; plain modules, folders and Hub ids of converted rewards
@@ -37,7 +37,7 @@ class CombinedReward(base.Reward):
         rewards = [arguments.loaded_reward(name, reward) for name, reward in rewards.items()]
         rewards = [base.as_component(reward) for reward in rewards]
         self.rewards = tuple(rewards)
-        # Those that are modules follow `to`, and are listed among the parameters.
+        # Modules among them follow `to`, and their weights are among the parameters.
         self.registered = torch.nn.ModuleList([r for r in rewards if isinstance(r, torch.nn.Module)])
         self.reads_prompt = any(getattr(reward, "reads_prompt", False) for reward in rewards)
         self.reads_fps = any(getattr(reward, "reads_fps", False) for reward in rewards)
@@ -67,14 +67,14 @@ class CombinedReward(base.Reward):
 class WeightedReward(CombinedReward):
     """Weighted sum of rewards.
 
-    Parts: what each reward scored, under its name, and its own parts, as `name.part`.
+    Parts: each reward's score under its name, and its own parts as `name.part`.
 
     Args:
         rewards: at least one.
-        weights: one for each; a negative one turns a reward around.
-        normalize: what is summed: None the scores as they are; "zscore" with mean 0 and deviation 1 over the clips of
-            the call (0 where all are equal); "rank" 0 for the lowest to 1 for the highest, equal scores sharing the
-            mean of their ranks. With either, a single clip scores a constant.
+        weights: one for each; a negative one reverses its reward.
+        normalize: None sums the scores as they are; "zscore" first scales them to mean 0 and deviation 1 over the
+            clips of the call (0 where all are equal); "rank" to 0 for the lowest up to 1 for the highest, equal scores
+            sharing the mean of their ranks. With either, a single clip scores a constant.
     """
 
     def __init__(self, rewards: Sequence[Callable], weights: Sequence[float], *, normalize: str | None = None) -> None:
@@ -108,18 +108,18 @@ class WeightedReward(CombinedReward):
 
 
 class GatedReward(CombinedReward):
-    """A cheap reward that decides which clips a dear one scores.
+    """A cheap reward that decides which clips an expensive one scores.
 
-    Clips under the bound are out: the dear reward never sees them, and they have no score, so that they are neither
-    kept nor part of a normalisation. When fewer than `at_least` are left, the best of the others by the gate go on.
+    Clips below the bound are dropped: the expensive reward never sees them, and they get no score, so that they are
+    neither kept nor part of a normalisation. When fewer than `at_least` pass, the gate's best of the others pass too.
 
-    Parts: `gate`, and those of the dear reward.
+    Parts: `gate`, and those of the expensive reward.
 
     Args:
-        gate: a reward.
-        reward: what those that pass are scored by.
+        gate: the cheap reward.
+        reward: scores the clips that pass.
         bound: the lowest score of the gate that passes.
-        at_least: clips that go on whatever they score, in a search `num_beams` or more.
+        at_least: number of clips that pass whatever they score; in a search `num_beams` or more.
     """
 
     def __init__(self, gate: Callable, reward: Callable, *, bound: float, at_least: int) -> None:
@@ -157,7 +157,7 @@ class GatedReward(CombinedReward):
 
 
 def passing(scores: Sequence[float | None], bound: float, at_least: int) -> list[int]:
-    """Indices of the scores of `bound` and more, in order, filled up to `at_least` with the best others."""
+    """Indices of the scores of at least `bound`, in order, filled up to `at_least` with the best others."""
     scored = [index for index, score in enumerate(scores) if score is not None]
     best = sorted(scored, key=lambda index: -scores[index])
     return sorted(index for place, index in enumerate(best) if scores[index] >= bound or place < at_least)
@@ -183,7 +183,7 @@ def reward_name(reward: Callable) -> str:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """The names, those that occur again with a number."""
+    """Numbers the names that occur more than once."""
     return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)]
 
 

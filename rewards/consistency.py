@@ -1,8 +1,7 @@
-"""Video rewards that ask whether the subject and the background stay what they are, by VBench's formulas.
+"""Video rewards for a subject and a background that stay the same, by VBench's formulas.
 
 Every frame but the first has two cosines, of its features to those of the frame before and to those of the first
-frame, negative ones taken as 0; the score is the mean of them all (Huang et al. 2024). A clip of one frame, which has
-nothing to differ from, scores 1.
+frame, negative ones set to 0; the score is the mean of them all (Huang et al. 2024). A clip of one frame scores 1.
 
 Axes: B clips, F frames, N = B * F, H height, W width, D feature size.
 """
@@ -21,11 +20,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ConsistencyReward(base.Reward):
-    """What both have in common.
+    """Consistency of features from frame to frame; a subclass computes the features.
 
     Args:
         model: the vision tower.
-        frame_stride: every n-th frame is looked at, as on a video of lower frame rate.
+        frame_stride: every n-th frame is read, as of a video of lower frame rate.
         micro_batch_size: clips per forward.
     """
 
@@ -41,7 +40,7 @@ class ConsistencyReward(base.Reward):
         return slice(None, None, self.frame_stride)
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
-        """Scores of B clips in [0, 1].
+        """Scores B clips in [0, 1].
 
         frames: (B, F, 3, H, W) float in [0, 1]
         """
@@ -54,7 +53,7 @@ class ConsistencyReward(base.Reward):
 
 
 class SubjectConsistencyReward(ConsistencyReward):
-    """DINO's class token from frame to frame: whether the subject keeps its looks, at any shape of frame.
+    """DINO's class token from frame to frame, for a subject that keeps its appearance, at any aspect ratio.
 
     Position embeddings are interpolated as transformers does; DINO's own code, which VBench runs, stretches them by a
     tenth of a patch where a frame is not square.
@@ -80,7 +79,7 @@ class SubjectConsistencyReward(ConsistencyReward):
 
 
 class BackgroundConsistencyReward(ConsistencyReward):
-    """CLIP's image embedding from frame to frame: whether the scene stays the same."""
+    """CLIP's image embedding from frame to frame, for a scene that stays the same."""
 
     @classmethod
     def from_pretrained(

@@ -1,4 +1,4 @@
-"""HPSv3, the paper's image reward: how people would like a picture, given its prompt (arXiv 2508.03789).
+"""HPSv3, the paper's image reward: human preference for a picture, given its prompt (arXiv 2508.03789).
 
 Axes: N pictures, H height, W width.
 """
@@ -9,17 +9,17 @@ from . import base, chat, loading, qwen2_vl, resizing, vision_input
 
 RewardChat = chat.RewardChat  # in the constructor an argument hides the module
 REWARD_TOKENS = ("<|Reward|>",)
-NUM_PIXELS = 256 * 28 * 28  # least and most at once: every picture has about this area
+NUM_PIXELS = 256 * 28 * 28  # both least and most: every picture is resized to about this area
 
 
 class HPSv3Reward(base.PictureReward):
     """Mean over frames of HPSv3's score, about 0 to 15.
 
-    The model says a normal distribution for every picture. Parts: `mu` and `sigma`, means over frames.
+    The model predicts a normal distribution for every picture. Parts: `mu` and `sigma`, means over frames.
 
     Args:
         model: with outputs mu and log sigma.
-        chat: of HPSv3's template.
+        chat: with HPSv3's template.
         confidence: c in the score `mu - c * sigma`, a lower confidence bound; 0 is the original's score.
         num_pixels: area to which pictures are resized.
         frame_stride: every n-th frame is scored.
@@ -75,7 +75,7 @@ class HPSv3Reward(base.PictureReward):
         base.check_plain_words(prompts, self.chat.tokenizer)
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
-        """Scores of N pictures.
+        """Scores N pictures.
 
         frames: (N, 1, 3, H, W) float in [0, 1]
         """
@@ -85,7 +85,7 @@ class HPSv3Reward(base.PictureReward):
             *frames.shape[-2:], factor=factor, min_pixels=self.num_pixels, max_pixels=self.num_pixels
         )
         pixels = resizing.normalize(resizing.resize_as_pil(frames[:, 0], *size))[:, None]
-        pixels = pixels.expand(-1, vision.temporal_patch_size, -1, -1, -1)  # a picture is a clip that stands still
+        pixels = pixels.expand(-1, vision.temporal_patch_size, -1, -1, -1)  # a picture is a still clip
         mu, log_sigma = self.chat.ask(self.model, pixels, prompt).unbind(dim=1)
         sigma = log_sigma.exp()
         return base.RewardOutput(mu - self.confidence * sigma, {"mu": mu, "sigma": sigma})

@@ -1,11 +1,11 @@
-"""What a reward is loaded from: a model of transformers, or a converted reward folder.
+"""Loading of rewards, from a model of transformers or a converted reward folder.
 
     reward_config.json      the kind of reward, the model's config, the reward's constants, what it was converted from
     template.json           the words around the prompt: {"before": ..., "after": ...}
     model*.safetensors      the weights, in one file or in shards with an index
     tokenizer files
 
-Nothing but safetensors is read for weights.
+Weights are read from safetensors only.
 """
 
 import json
@@ -37,11 +37,11 @@ class Template:
 
 @dataclass(frozen=True, eq=False)
 class ConvertedFolder:
-    """A converted reward, its weights not read yet."""
+    """A converted reward whose weights are not read yet."""
 
     path: Path
     kind: str  # of reward, as `Reward.kind`
-    config: Mapping  # of the reward: "model", "reward_tokens", and what its kind needs besides
+    config: Mapping  # of the reward: "model", "reward_tokens", and the constants of its kind
 
     def template(self) -> Template:
         path = self._file(TEMPLATE_NAME)
@@ -51,9 +51,10 @@ class ConvertedFolder:
         return Template(words["before"], words["after"])
 
     def check_constants(self, *names: str) -> None:
-        """
+        """Checks that the config has the constants that a reward of this kind needs.
+
         Raises:
-            ValueError: the config lacks one, which a reward of this kind needs.
+            ValueError: it lacks one.
         """
         _check_keys(self.path / CONFIG_NAME, self.config, names)
 
@@ -64,8 +65,8 @@ class ConvertedFolder:
         """The weights, on the CPU.
 
         Args:
-            dtype: to cast to, one tensor after the other; None leaves them.
-            keep_float32: beginnings of the names that are cast to float32 instead.
+            dtype: to cast to, one tensor after the other; None keeps theirs.
+            keep_float32: prefixes of the names that are cast to float32 instead.
         """
         tensors = {}
         for file in self._weight_files():
@@ -102,9 +103,10 @@ class ConvertedFolder:
 
 
 def open_folder(name_or_folder: str | Path) -> ConvertedFolder:
-    """
+    """Opens a converted reward, from a folder or the Hub.
+
     Raises:
-        ValueError: it is no folder and no id on the Hub, or holds no converted reward.
+        ValueError: it is neither a folder nor a Hub id, or holds no converted reward.
     """
     path = Path(name_or_folder)
     if not path.is_dir():
@@ -120,11 +122,11 @@ def open_folder(name_or_folder: str | Path) -> ConvertedFolder:
 
 
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer of a folder or the Hub, of a class of transformers; no code of the folder runs and nobody is asked.
+    """Loads a tokenizer of a transformers class from a folder or the Hub; runs no code of the folder, never prompts.
 
     Raises:
-        ValueError: it can only be made by code of its own.
-        Exception: whatever transformers raises where it is damaged or not there.
+        ValueError: it needs code of its own.
+        Exception: whatever transformers raises where it is damaged or absent.
     """
     try:
         return AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
@@ -140,19 +142,19 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
 def load_whole(
     model_class: type[PreTrainedModel], name_or_folder: str | Path, dtype: torch.dtype | None, **options: object
 ) -> PreTrainedModel:
-    """A model of transformers, from safetensors, in float32 unless told otherwise.
+    """Loads a model of transformers from safetensors, in float32 by default.
 
-    transformers itself fills with random numbers what a folder does not have, and says so in its log alone.
+    transformers itself initialises missing weights at random, and only logs it.
 
     Raises:
-        ValueError: weights are missing, or of another shape: it is another model, or not all of one.
+        ValueError: weights are missing or of another shape: it is another model, or an incomplete one.
     """
     model, found = model_class.from_pretrained(
         name_or_folder,
         dtype=dtype or torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # they are told below, with the others
+        ignore_mismatched_sizes=True,  # they are reported below, with the missing ones
         output_loading_info=True,
         **options,
     )
@@ -168,7 +170,7 @@ def load_whole(
 
 
 def _download(name: str) -> Path:
-    """The snapshot of a repository on the Hub; no pickle is fetched."""
+    """Downloads the snapshot of a repository on the Hub, without its pickles."""
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -179,7 +181,7 @@ def _read_json(path: Path, needed: Sequence[str]) -> dict:
     """A dict that has these keys. `checkpoints/reading.py` has another, where the Hub's loader can't find it.
 
     Raises:
-        ValueError: the file is something else.
+        ValueError: the file holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

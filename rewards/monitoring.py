@@ -23,7 +23,7 @@ def watched_scores(
     for name, monitor in monitors.items():
         try:
             results = scoring.score_clips(monitor, clips, words, fps, name=f"monitors[{name!r}]")
-        except base.RewardFormatError as error:  # a mistake of its author, but nothing depends on it
+        except base.RewardFormatError as error:  # a bug of the monitor, but nothing depends on it
             results = [scoring.RewardScore(None, problem=str(error))] * len(clips)
         watched[name] = [result.score for result in results]
         for part in dict.fromkeys(part for result in results for part in result.parts):

@@ -14,8 +14,8 @@ HALF_LEVEL = 0.5 / 255  # below what 8 bits can show
 MOTION_SIDE = 128  # pixels of the shorter side where motion is measured
 BLOCK = 32  # pixels
 MOTION_FPS = 8.0
-FASTEST_SHARE = 0.05  # of the blocks: what moves, where most of the picture may stand still
-FLAT = 2 / 255  # deviation below which a block has nothing that could be followed
+FASTEST_SHARE = 0.05  # of the blocks, since most of the picture may stand still
+FLAT = 2 / 255  # deviation below which a block has nothing to track
 
 
 class PixelReward(base.Reward):
@@ -25,7 +25,7 @@ class PixelReward(base.Reward):
 
 
 class TemporalFlickerReward(PixelReward):
-    """1 minus the mean difference of neighbouring frames, in [0, 1]; VBench's formula, there for still scenes.
+    """1 minus the mean difference of neighbouring frames, in [0, 1]; VBench's formula, meant there for still scenes.
 
     `(255 - mean |frame - next frame|) / 255` in whole levels of 8 bits. Motion lowers it as flicker does.
     """
@@ -59,11 +59,11 @@ class ExposureReward(PixelReward):
 
 
 class DynamicDegreeReward(PixelReward):
-    """How fast the fastest parts move, in shorter sides of the frame per second, by phase correlation.
+    """Speed of the fastest parts, in shorter sides of the frame per second, by phase correlation.
 
-    The luma of frames an eighth of a second apart, the shorter side brought to 128 pixels, is cut into overlapping
+    The luma of frames an eighth of a second apart, the shorter side resized to 128 pixels, is cut into overlapping
     blocks of 32; the peak of each pair's phase correlation is a block's shift, up to half a block. Of each pair of
-    frames the fastest twentieth of the blocks counts. A clip of one frame does not move.
+    frames the fastest twentieth of the blocks counts. A clip of one frame has no speed.
     """
 
     reads_fps = True
@@ -82,15 +82,14 @@ class DynamicDegreeReward(PixelReward):
 
 
 class ChunkSeamReward(PixelReward):
-    """Whether chunks can be told by how frames change where one begins.
+    """Visibility of the borders between chunks, by how much frames change there.
 
     Part `ratio`: the mean difference of frames at the borders of chunks over that of all other neighbours; 1 shows no
-    seam, more is a jump, less a halt. The score is minus the ratio's logarithm without its sign, so 0 is best. A clip
-    without a border has the ratio 1.
+    seam, more is a jump, less a halt. The score is `-|log ratio|`, so 0 is best. Without a border the ratio is 1.
 
     Args:
         frames_per_chunk: pixel frames of a chunk, 4 times its latent frames. Borders are counted from the clip's
-            end: the chunks of a video have all this length but the first, which has 3 frames less.
+            end: all chunks of a video have this length but the first, which has 3 frames fewer.
     """
 
     def __init__(self, frames_per_chunk: int = 12) -> None:
@@ -125,7 +124,7 @@ def frame_differences(frames: torch.Tensor) -> torch.Tensor:
 
 
 def block_shifts(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """How far each block moved, in whole pixels, (B, P, K); 0 where a block is flat.
+    """Distance that each block moved, in whole pixels, (B, P, K); 0 where a block is flat.
 
     before, after: (B, P, H, W)
     """

@@ -1,6 +1,6 @@
 """The regression model under HPSv3 and VideoAlign: Qwen2-VL with a head that reads the states of reward tokens.
 
-Built from transformers' own Qwen2-VL towers, with what the two originals do differently from today's class:
+Built from transformers' own Qwen2-VL towers, with two differences of the originals from today's class:
 
 - Positions are sequential, 0 to L - 1 on all three axes. The originals call the language model without positions, and
   so never see M-RoPE; with it their weights give other scores.
@@ -34,7 +34,7 @@ class Qwen2VLRewardModel(nn.Module):
     """Qwen2-VL's towers and a head that gives one row of numbers per sequence.
 
     Args:
-        config: of Qwen2-VL; a dict may be flat, as old Qwen2-VL folders have it, or nested.
+        config: Qwen2-VL's; a dict may be flat, as in old Qwen2-VL folders, or nested.
         reward_token_ids: read in this order; each is in every sequence once.
         modality: "image" or "video", whose placeholder tokens take the pixels.
         head: maps (B, R, D) to numbers that are flattened to (B, num_outputs).
@@ -67,7 +67,7 @@ class Qwen2VLRewardModel(nn.Module):
         modality: str,
         lora_alpha: float | None = None,
     ) -> "Qwen2VLRewardModel":
-        """The model of an original checkpoint, in float32 and eval mode.
+        """Builds the model of an original checkpoint, in float32 and eval mode.
 
         Args:
             state_dict: original keys; a LoRA is merged.
@@ -89,7 +89,7 @@ class Qwen2VLRewardModel(nn.Module):
         reward_token_ids: Sequence[int],
         modality: str,
     ) -> "Qwen2VLRewardModel":
-        """The model of a state dict under its own names; it takes the tensors themselves, in their types.
+        """Builds the model of a state dict under its own names, from the tensors themselves, in their dtypes.
 
         Raises:
             ValueError: the tensors do not fit.
@@ -126,8 +126,8 @@ class Qwen2VLRewardModel(nn.Module):
             grid_thw: (pictures or clips, 3), patches along time, height and width.
 
         Raises:
-            ValueError: padding is not on the right, a sequence has not each reward token once, in order, or there are
-                more or fewer placeholders than patches.
+            ValueError: padding is not on the right, a sequence lacks a reward token or has them twice or out of order,
+                or there are more or fewer placeholders than patches.
         """
         if bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
             raise ValueError("`attention_mask` has padding before a token; batches are padded on the right.")
@@ -142,7 +142,7 @@ class Qwen2VLRewardModel(nn.Module):
                 "for each."
             )
         hidden_states = hidden_states.masked_scatter(is_pixel[..., None], merged.to(hidden_states))
-        # A causal mask alone keeps the padding out, since it is on the right: no token before it can see it.
+        # A causal mask alone hides the padding, since it is on the right of all tokens.
         hidden_states = self.language_model(
             inputs_embeds=hidden_states, position_ids=self.positions(input_ids, grid_thw), use_cache=False
         ).last_hidden_state
@@ -151,11 +151,11 @@ class Qwen2VLRewardModel(nn.Module):
         return self.rm_head(read.to(head_dtype)).flatten(1).float()
 
     def positions(self, input_ids: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
-        """Of every token on the axes time, height and width, (3, B, L)."""
+        """Positions of every token on the axes time, height and width, (3, B, L)."""
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
 
     def _reward_places(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Where each reward token is, (B, R)."""
+        """Indices of the reward tokens, (B, R)."""
         wanted = torch.tensor(self.reward_token_ids, device=input_ids.device)
         found = input_ids[:, :, None] == wanted  # (B, L, R)
         places = found.int().argmax(dim=1)
@@ -176,7 +176,7 @@ class Float32Head(nn.Sequential):
 
 
 class RoundedTextRotary(Qwen2VLRotaryEmbedding):
-    """Rotary angles of the language model, their frequencies rounded to the type in which it runs."""
+    """Rotary angles of the language model, their frequencies rounded to its dtype."""
 
     def __init__(self, config: object) -> None:
         with torch.device("cpu"):  # also when the model is built on the meta device
@@ -191,9 +191,9 @@ class RoundedTextRotary(Qwen2VLRotaryEmbedding):
 
 
 class RoundedVisionRotary(Qwen2VLVisionRotaryEmbedding):
-    """Rotary angles of the vision tower, computed in the type in which it runs.
+    """Rotary angles of the vision tower, computed in its dtype.
 
-    The original kept the angles themselves, their cosines and their sines in that type: in bfloat16 an angle of 40 is
+    The original kept the angles themselves, their cosines and their sines in that dtype: in bfloat16 an angle of 40 is
     off by up to an eighth, and the weights were tuned with it.
     """
 
@@ -210,7 +210,7 @@ class RoundedVisionRotary(Qwen2VLVisionRotaryEmbedding):
 
 
 def read_config(config: Mapping) -> Qwen2VLConfig:
-    """A Qwen2-VL config from a dict: a folder's `config.json`, old (flat) or new, or one of the reference cases."""
+    """Reads a Qwen2-VL config from a dict: a folder's `config.json`, old (flat) or new, or a reference case's."""
     config = dict(config)
     if isinstance(config.get("text_config"), Mapping):
         text = dict(config["text_config"])
@@ -222,9 +222,9 @@ def read_config(config: Mapping) -> Qwen2VLConfig:
 
 
 def original_names(keys: Collection[str]) -> dict[str, list[str]]:
-    """What each tensor of this model is made of: its name to the original keys, two more for a LoRA.
+    """Maps the name of each tensor of this model to the original keys that make it, two more with a LoRA.
 
-    The language model's output layer is left out: the head is in its place.
+    The language model's output layer is left out: the head replaces it.
 
     Raises:
         ValueError: an adapter without the layer that it changes, or half of one, or one tensor under two keys.
@@ -269,10 +269,10 @@ def merged_weight(keys: Sequence[str], read: Callable[[str], torch.Tensor], lora
 
 
 def head_for(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-    """The head whose weights these are, by the names and shapes of a state dict.
+    """Builds the head whose weights these are, by the names and shapes of a state dict.
 
     Raises:
-        ValueError: there is none, or of neither kind that is known.
+        ValueError: there is none, or one of an unknown kind.
     """
     head = {name: shape for name, shape in shapes.items() if name.startswith("rm_head.")}
     if set(head) == {"rm_head.weight"}:
@@ -281,7 +281,7 @@ def head_for(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     if set(head) == {f"rm_head.{index}.{kind}" for index in (0, 3, 5) for kind in ("weight", "bias")}:
         sizes = [head[f"rm_head.{index}.weight"] for index in (0, 3, 5)]
         layers = [nn.Linear(inputs, outputs) for outputs, inputs in sizes]
-        # The dropout does nothing here but keep the original's numbers in the names.
+        # The dropout is here only to keep the original's numbers in the names.
         return Float32Head(layers[0], nn.ReLU(), nn.Dropout(0.05), layers[1], nn.ReLU(), layers[2])
     raise ValueError(
         f"The weights have no head of a known kind: {', '.join(head) or 'no key begins with rm_head'}. They are no "
@@ -297,7 +297,7 @@ def _model_name(key: str) -> str:
 
 
 def _take_buffers(rotary: nn.Module) -> torch.Tensor:
-    """The frequencies, out of the reach of casts: they stay float32 and on the CPU."""
+    """Takes the frequencies out of the reach of casts: they stay float32 and on the CPU."""
     frequencies = rotary.inv_freq.clone()
     del rotary.inv_freq, rotary.original_inv_freq
     return frequencies

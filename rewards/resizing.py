@@ -48,13 +48,13 @@ def resize_as_vbench(frames: torch.Tensor, height: int, width: int, *, mode: str
         mode: "bilinear" or "bicubic".
 
     Returns:
-        (N, C, height, width), levels of 8 bits and what lies between and beyond them.
+        (N, C, height, width), levels from 0 to 255, neither rounded nor clamped.
     """
     return functional.interpolate(frames.mul(255.0).round_(), (height, width), mode=mode, antialias=False)
 
 
 def shorter_side_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
-    """Height and width when the shorter side has this length and the shape stays; the longer side is rounded down."""
+    """Height and width of the same aspect ratio, with this shorter side; the longer side is rounded down."""
     if height <= width:
         return shorter_side, int(shorter_side * width / height)
     return int(shorter_side * height / width), shorter_side

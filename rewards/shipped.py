@@ -1,8 +1,8 @@
 """The rewards that ship, by the names of their classes.
 
 A class registers its `kind` when it is defined (`Reward.__init_subclass__`), so `Reward.from_pretrained` knows a kind
-only after the class's module was imported. Importing this module imports them all: the pipeline does so, and what it
-imports is what diffusers' loader of remote code brings. A new reward is added to this list.
+only once the class's module is imported. Importing this module imports them all: the pipeline does so, and diffusers'
+loader of remote code fetches what the pipeline imports. Add a new reward to this list.
 """
 
 from . import base, clip, combining, consistency, hpsv3, pixel_statistics, videoalign

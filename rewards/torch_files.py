@@ -1,8 +1,8 @@
-"""Files of `torch.save`, read without running anything in them and within the bounds of their size.
+"""Reading of `torch.save` files, without running anything in them and with memory bounded by their size.
 
 Such a file is a zip whose records are stored as they are: a pickle, which says what the file holds, and one record for
 each tensor's storage. The pickle is interpreted here, since unpicklers call what it names and allocate what it asks
-for. Tensors are mapped from the file: they take memory only while somebody holds them.
+for. Tensors are mapped from the file: they take memory only while they are referenced.
 """
 
 import pickletools
@@ -41,7 +41,7 @@ TENSORS = (
     "_rebuild_tensor_v3",
 )  # all begin with storage, offset, size, stride
 PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")  # both begin with the tensor
-# What else is in state dicts; its values are of no interest here and are never made.
+# Other content of state dicts, whose values are not needed here and never made.
 REBUILT = "torch._tensor._rebuild_from_type_v2"
 HARMLESS = {
     "_codecs.encode",
@@ -54,7 +54,7 @@ HARMLESS = {
     "torch.Tensor",
     "torch.nn.parameter.Parameter",
 }
-_MARK, _OPAQUE = object(), object()  # where a sequence begins on the stack; a value of no interest
+_MARK, _OPAQUE = object(), object()  # where a sequence begins on the stack; a value that is not needed
 PUSHED = {  # opcodes whose argument is the value
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
@@ -106,7 +106,7 @@ class _Storage:
 
 
 def open_torch_file(path: str | Path) -> object:
-    """Objects of a file: dicts, lists, tuples, numbers and texts as they are, tensors as `StoredTensor`.
+    """Reads the objects of a file: dicts, lists, tuples, numbers and texts as they are, tensors as `StoredTensor`.
 
     Raises:
         ValueError: it is truncated or damaged, compressed, names more than tensors need, or has tensors whose shapes
@@ -126,10 +126,10 @@ def open_torch_file(path: str | Path) -> object:
 
 
 def read_tensors(path: str | Path, stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
-    """Tensors of a file, on the CPU, mapped from it: not to be written to.
+    """Maps tensors of a file on the CPU; they must not be written to.
 
     Raises:
-        ValueError: a record's bytes are not those that were written.
+        ValueError: a record's bytes do not have its checksum.
     """
     if not stored:
         return {}
@@ -148,7 +148,7 @@ def read_tensors(path: str | Path, stored: Mapping[str, StoredTensor]) -> dict[s
 
 
 class _Refusal(ValueError):
-    """An error that says already what is wrong."""
+    """An error whose message is already complete."""
 
 
 def _unreadable(path: Path, reason: str) -> _Refusal:
@@ -156,7 +156,7 @@ def _unreadable(path: Path, reason: str) -> _Refusal:
 
 
 def _records(path: Path) -> dict[str, Record]:
-    """Records of the zip by their names without the archive's; each is stored, and lies inside the file."""
+    """Records of the zip by their names without the archive's; each is uncompressed and inside the file."""
     num_bytes = path.stat().st_size
     records = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
@@ -280,7 +280,7 @@ class _Pickle:
         if target is _OPAQUE:
             return
         if type(target) is not kind:
-            raise ValueError("The pickle fills what can't be filled.")
+            raise ValueError("The pickle adds items to something that is no container.")
         if kind is list:
             target.extend(items)
         else:
@@ -305,7 +305,7 @@ class _Pickle:
         self.stack.append(self._named(*self._take(2)))
 
     def _named(self, module: str, name: str) -> object:
-        """What a global stands for here: the type of a storage, an element type, or its name."""
+        """Resolves a global: to the type of a storage, an element type, or its name."""
         full = f"{module.replace('__builtin__', 'builtins')}.{name}"
         if module in ("torch", "torch.storage") and name in STORAGES:
             return STORAGES[name]
@@ -343,7 +343,7 @@ class _Pickle:
             return arguments[0]
         if name in TENSORS:
             return self._tensor(*arguments[:4], dtype=arguments[6] if name == TENSORS[-1] else None)
-        raise ValueError(f"The pickle calls {called} as nobody does.")
+        raise ValueError(f"The pickle calls {called} with unknown arguments.")
 
     def _on_binpersid(self, argument: None) -> None:
         ((kind, dtype, key, _, num_elements),) = self._take(1)

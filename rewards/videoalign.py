@@ -17,17 +17,17 @@ MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 256 * 28 * 28
 
 
 class VideoAlignReward(base.Reward):
-    """Sum of VideoAlign's normalised scores, of any of them.
+    """Sum of VideoAlign's normalised scores, or of some of them.
 
     Parts: `VQ`, `MQ` and `TA`, normalised by the mean and deviation that the authors measured, and the same with
-    `_raw`, as the model says them.
+    `_raw`, as the model outputs them.
 
     Args:
         model: with an output per dimension.
-        chat: of VideoAlign's template.
+        chat: with VideoAlign's template.
         normalization: mean and deviation of each dimension.
-        score: which of the parts are summed. Without "TA" the prompt is not read: it comes last in the text.
-        sample_fps: frames that are looked at, per second.
+        score: the parts that are summed. Without "TA" the prompt is not read, since it comes last in the text.
+        sample_fps: frames that are read, per second.
         min_pixels, max_pixels: least and largest area of frames; others are resized to it.
         micro_batch_size: clips per forward.
     """
@@ -92,7 +92,7 @@ class VideoAlignReward(base.Reward):
         return vision_input.sampled_indices(num_frames, fps, self.sample_fps)
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
-        """Scores of B clips.
+        """Scores B clips.
 
         frames: (B, F, 3, H, W) float in [0, 1], the sampled ones, an even number
         """

@@ -1,4 +1,4 @@
-"""Pixels as Qwen2-VL reads them: which frames, which size, which patches.
+"""Input pixels of Qwen2-VL: sampled frames, their size, their patches.
 
 Axes: B clips, F frames, C channels, H height, W width, t h w a grid of patches along time, height, width.
 """
@@ -13,7 +13,7 @@ MOST_SAMPLED = 768
 
 
 def sampled_indices(num_frames: int, fps: float, sample_fps: float) -> list[int]:
-    """Which frames of a clip are read: an even number of them, evenly spaced, first and last included.
+    """Indices of the frames of a clip to read: an even number of them, evenly spaced, first and last included.
 
     A clip of one frame is repeated.
     """
@@ -49,7 +49,7 @@ def resized_size(height: int, width: int, *, factor: int, min_pixels: int, max_p
 def patchify(
     frames: torch.Tensor, *, patch_size: int, merge_size: int, temporal_patch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips as rows of patches, in the order in which the vision tower merges them.
+    """Cuts clips into rows of patches, in the order in which the vision tower merges them.
 
     Args:
         frames: (B, F, C, H, W); F a multiple of `temporal_patch_size`, H and W of `patch_size * merge_size`.

@@ -1,9 +1,9 @@
 """The few-step schedule of distilled flow-matching models (Self-Forcing, Huang et al. 2025; LongLive).
 
 Each step predicts the clean sample and, but for the last step, noises it again to the next level with fresh noise. The
-schedule holds no cursor: a search denoises many candidates over one scheduler, so `step_between` is told both levels.
+schedule holds no cursor: a search denoises many candidates with one scheduler, so `step_between` takes both levels.
 
-`sigma` is a noise level in [0, 1]; a timestep is `sigma * num_train_timesteps`, a float, what the model is fed.
+`sigma` is a noise level in [0, 1]; a timestep, `sigma * num_train_timesteps`, is the float that the model is fed.
 """
 
 import math
@@ -25,7 +25,8 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class FewStepFlowMatchSchedulerOutput(BaseOutput):
-    """
+    """Result of one step.
+
     Args:
         prev_sample: the sample at the next noise level, the shape of the input.
         pred_original_sample: the clean sample predicted on the way.
@@ -59,7 +60,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def adopt(cls, scheduler: SchedulerMixin | None) -> "FewStepFlowMatchScheduler":
-        """The scheduler itself when it makes few steps; else one with its `shift`; else the default, with a message.
+        """Returns the scheduler if it is a few-step one, else one with its `shift`, else the default with a warning.
 
         Stock Wan folders carry a multistep scheduler that has no `shift`.
 
@@ -80,7 +81,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         default = cls()
         logger.warning(
             f"A {type(scheduler).__name__} has no `shift`; the default few-step schedule with shift "
-            f"{default.config.shift} takes its place."
+            f"{default.config.shift} is used instead."
         )
         return default
 
@@ -99,8 +100,8 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             num_inference_steps: n, at u = 1 - i / n for i from 0 to n - 1.
-            sigmas: u of every step, falling, in (0, 1]: as everywhere in diffusers, *before* the shift. Instead of a
-                number of steps.
+            sigmas: u of every step, decreasing, in (0, 1]: *before* the shift, as everywhere in diffusers. Instead
+                of a number of steps.
 
         Raises:
             TypeError, ValueError: the steps are no whole number from 1 to 8, `sigmas` are no such list, or both
@@ -126,7 +127,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         return tuple(shift * u / (1.0 + (shift - 1.0) * u) for u in unshifted)
 
     def timesteps_of(self, levels: Sequence[float], device: torch.device | str | None = None) -> torch.Tensor:
-        """What the model is fed at noise levels after the shift: (steps,) float32."""
+        """Timesteps at noise levels after the shift: (steps,) float32."""
         scaled = [self.config.num_train_timesteps * level for level in levels]
         return torch.tensor(scaled, dtype=torch.float32, device="cpu" if device is None else device)
 
@@ -147,7 +148,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = self.timesteps_of(self.levels, device)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | None = None) -> torch.Tensor:
-        """The sample as it is: flow matching feeds it unscaled."""
+        """Returns the sample unchanged: flow matching does not scale it."""
         return sample
 
     @staticmethod
@@ -169,10 +170,10 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         next_sigma: float = 0.0,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """From noise level `sigma` to `next_sigma`; at 0, the last step, no noise is needed.
+        """Moves a sample from noise level `sigma` to `next_sigma`; at 0, the last step, no noise is needed.
 
         Args:
-            velocity: what the model gave for `sample`, any shape.
+            velocity: the model's output for `sample`, any shape.
             sample: the noisy sample, the same shape.
             noise: fresh Gaussian noise, the same shape.
         """
@@ -187,7 +188,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> FewStepFlowMatchSchedulerOutput | tuple[torch.Tensor]:
-        """The diffusers form: the levels are looked up from `timestep`, the noise is drawn from `generator`."""
+        """Steps as diffusers' schedulers do: looks the levels up from `timestep`, draws the noise from `generator`."""
         index = int((self.timesteps.cpu() - float(timestep)).abs().argmin())
         sigma, next_sigma = (*self.levels, 0.0)[index : index + 2]
         noise = None

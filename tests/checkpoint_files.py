@@ -23,7 +23,7 @@ def prefixed(prefix: str, state: dict[str, torch.Tensor] | None = None) -> dict[
 
 
 def other_weights() -> dict[str, torch.Tensor]:
-    """Of the same shapes: what must not be taken."""
+    """Weights of the same shapes, which must not be taken."""
     return {key: torch.zeros_like(tensor) for key, tensor in original().items()}
 
 

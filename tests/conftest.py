@@ -29,14 +29,14 @@ def _few_threads():
 
 @pytest.fixture(scope="session")
 def hub_server(tmp_path_factory):
-    """A Hub that holds what test modules put there, under names of their own."""
+    """A Hub that holds what test modules put there, each under its own names."""
     with Hub(tmp_path_factory.mktemp("hub")) as hub:
         yield hub
 
 
 @pytest.fixture(scope="session")
 def processes(hub_server, tmp_path_factory):
-    """By whether they have the package: where fresh processes run."""
+    """Fresh processes, by whether they have the package."""
     homes = [tmp_path_factory.mktemp("home") for _ in range(2)]
     with FreshProcesses(hub_server.url, homes[0], package=False) as without:
         with FreshProcesses(hub_server.url, homes[1], package=True) as having:

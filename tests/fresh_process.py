@@ -50,7 +50,7 @@ class FreshProcesses:
         self.parent.stdout.close()
 
     def run(self, lines: str, folder: Path) -> list[str]:
-        """What the piece prints, line by line; it works in `folder`."""
+        """Runs a piece in `folder` and returns the lines that it prints."""
         self.parent.stdin.write(json.dumps({"lines": lines, "folder": str(folder)}) + "\n")
         self.parent.stdin.flush()
         status = json.loads(self.parent.stdout.readline())["status"]
@@ -92,7 +92,7 @@ def filmed(pipe: Callable) -> str:
 
 
 def refusal(load: Callable, *arguments: object, **options: object) -> str:
-    """What a call says as it fails, in one line."""
+    """The error of a failing call, in one line."""
     try:
         load(*arguments, **options)
     except Exception as error:
@@ -101,7 +101,7 @@ def refusal(load: Callable, *arguments: object, **options: object) -> str:
 
 
 def run_piece(lines: str, folder: str, home: Path) -> None:
-    """In a fork: the piece, with what it prints in files, and the end of the process."""
+    """Runs the piece in a fork, with its output in files, and ends the process."""
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
@@ -118,7 +118,7 @@ def run_piece(lines: str, folder: str, home: Path) -> None:
 
 
 def serve() -> None:
-    """Runs what stands on standard input, a piece in each line, and tells each one's status."""
+    """Runs the pieces on standard input, one in each line, and prints the status of each."""
     importlib.import_module("diffusers").WanPipeline  # noqa: B018 - loads what all routes need
     home = Path(os.environ["HF_HOME"]).parent
     for request in map(json.loads, sys.stdin):

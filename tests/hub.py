@@ -42,7 +42,7 @@ class Repository:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one client; which method serves a request stands in `do_GET` and `do_POST`."""
+    """Answers one client; `do_GET` and `do_POST` choose the method for a request."""
 
     protocol_version = "HTTP/1.1"  # the client keeps its connection
     wbufsize = -1  # head and body of an answer leave together; else every answer waits for a delayed acknowledgement
@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         return [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
 
     def repository(self, owner: str, name: str, revision: str = "main") -> Repository | None:
-        """The repository, or None once the client is told what is not there."""
+        """Returns the repository; None after answering that it is not there."""
         repository = Repository(self.server.root / owner / name)
         if not repository.folder.is_dir():
             self.send_error_code("RepoNotFound")
@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing on standard error."""
+        """Prints nothing on standard error."""
 
 
 class Hub(ThreadingHTTPServer):

@@ -213,7 +213,7 @@ def test_an_alpha_of_the_argument_must_not_contradict_the_file(merge):
 
 
 def differences(prefix: str = "diffusion_model.") -> dict[str, torch.Tensor]:
-    """Of every kind of parameter, by ComfyUI's names."""
+    """Differences of every kind of parameter, by ComfyUI's names."""
     shapes = {key: tuple(tensor.shape) for key, tensor in original().items()}
     kinds = {
         "blocks.0.self_attn.q.diff_b": "blocks.0.self_attn.q.bias",
@@ -405,7 +405,7 @@ def test_a_torch_file_is_loaded_and_merged(merge, fuse, tmp_path):
     assert_same_weights(fuse(tmp_path / "lora.pt"), by_hand(0.5))
 
 
-def test_of_several_adapters_in_one_file_the_generators_is_taken_or_none(merge, tmp_path):
+def test_the_generators_adapter_is_taken_from_a_file_of_several_or_none_is(merge, tmp_path):
     state = named("base_model.model.", "lora_A", "lora_B")
     torch.save({"critic_lora": state, "student_lora": state}, tmp_path / "lora.pt")
     with pytest.raises(ValueError, match="holds 2 LoRAs, in the dicts critic_lora, student_lora"):

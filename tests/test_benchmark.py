@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _short_products(monkeypatch):
-    """One small product for the machine's matrix rate: what the rate is, no test asks."""
+    """One small product for the machine's matrix rate, whose value no test reads."""
     monkeypatch.setattr(metering, "MATRIX_SIDES", {"cpu": (64,)})
     monkeypatch.setattr(metering, "MATRIX_SECONDS", 0.01)
 
@@ -151,7 +151,7 @@ def test_flatness_compares_the_medians_of_early_and_late_chunks(monkeypatch):
         assert medians == [median(early), median(late)] and min(medians) > 0
 
 
-def test_overhead_is_the_share_of_time_beside_the_forwards(monkeypatch):
+def test_overhead_is_the_share_of_time_outside_the_forwards(monkeypatch):
     """On a clock that goes on by a second whenever it is read: a forward takes one, from beginning to end."""
     monkeypatch.setattr(chunk_cost.time, "perf_counter", itertools.count().__next__)
     results = chunk_cost.main(["--model", "toy", "--overhead", "--chunks", "2", "--warmup", "1"])
@@ -161,7 +161,7 @@ def test_overhead_is_the_share_of_time_beside_the_forwards(monkeypatch):
     assert results["share_outside"] == [b / (a + b) for a, b in zip(inside, outside, strict=True)]
 
 
-def test_results_that_are_there_are_told_before_anything_is_measured(tmp_path):
+def test_existing_results_are_refused_before_anything_is_measured(tmp_path):
     (tmp_path / "results.json").write_text("mine")
     with pytest.raises(SystemExit, match="`--output`: .*results.json exists. Name another file"):
         chunk_cost.main(["--model", "toy", "--output", str(tmp_path / "results.json")])

@@ -1,4 +1,4 @@
-"""The causal transformer is the stock one, but for what it remembers."""
+"""The causal transformer is the stock one, except for its memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Opening the checkpoint files of others."""
+"""Opening untrusted third-party checkpoints."""
 
 import collections
 import io
@@ -20,7 +20,7 @@ def tensors():
 
 
 class Code:
-    """What a pickle can do to who loads it: here, to leave a file."""
+    """Code that runs when a pickle is loaded: here it leaves a file."""
 
     def __init__(self, path):
         self.path = path
@@ -73,7 +73,7 @@ def test_shards_are_read_as_one(tmp_path):
         open_checkpoint(tmp_path)
 
 
-def test_an_index_can_not_name_files_outside_its_folder(tmp_path):
+def test_an_index_cannot_name_files_outside_its_folder(tmp_path):
     save_file(tensors(), tmp_path / "secret.safetensors")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -132,7 +132,7 @@ def test_a_damaged_pickle_is_refused(tmp_path):
         (b"<!doctype html> not found", "neither safetensors nor"),
     ],
 )
-def test_what_is_no_checkpoint_is_told_what_it_looks_like(tmp_path, content, reason):
+def test_a_file_that_is_no_checkpoint_is_refused_with_what_it_looks_like(tmp_path, content, reason):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         open_checkpoint(tmp_path / "x.pt")

@@ -262,7 +262,7 @@ def test_a_search_draws_from_a_stream_of_its_own_that_a_seed_repeats(toy_pipelin
     assert len({float(draw[0]) for draw in draws[0]}) == 3
 
 
-def test_a_callbacks_latents_are_gone_on_from(toy_pipeline, embeds):
+def test_denoising_continues_from_a_callbacks_latents(toy_pipeline, embeds):
     def halve(pipe, step, timestep, tensors):
         return {"latents": tensors["latents"] / 2} if step == 1 else {}
 
@@ -312,7 +312,7 @@ def test_a_prompt_that_a_callback_changes_changes_for_all_beams_of_a_chunk_alike
         (lambda s, b: s.ahead(num_steps=9), ValueError, "`num_steps` is 9; it must be 8 or less"),
     ],
 )
-def test_a_step_that_cannot_be_is_told(toy_pipeline, embeds, call, error, message):
+def test_an_invalid_step_is_refused(toy_pipeline, embeds, call, error, message):
     with pytest.raises(error, match=message):
         call(*begin(toy_pipeline, embeds))
 

@@ -18,8 +18,8 @@ BRIGHT = brightness(CLIPS / 255, WORDS, 16.0)
 CONTRAST = contrast(CLIPS / 255, WORDS, 16.0)
 
 
-class Dear(Reward):
-    """A reward that writes down what it was shown."""
+class Expensive(Reward):
+    """A reward that records what it was shown."""
 
     reads_prompt = False
 
@@ -72,16 +72,18 @@ def test_a_clip_that_one_reward_loses_is_lost_and_no_part_of_the_normalisation()
     assert "`fails_on_dark` raised RuntimeError: too dark" in results[0].problem
 
 
-def test_an_error_in_the_format_of_an_inner_reward_is_its_authors():
+def test_a_format_error_of_an_inner_reward_is_raised():
     with pytest.raises(RewardFormatError, match="`<lambda>` gave a int"):
         score_clips(WeightedReward([lambda *_: 3], [1.0]), CLIPS, "", 16.0, name="video_reward")
 
 
-def test_a_gate_keeps_clips_from_the_dear_reward():
-    dear = Dear()
-    results = score_clips(GatedReward(brightness, dear, bound=0.25, at_least=1), CLIPS, "", 16.0, name="video_reward")
-    assert [len(frames) for frames in dear.shown] == [2]
-    assert torch.allclose(dear.shown[0], CLIPS[[1, 2]] / 255)
+def test_a_gate_keeps_clips_from_the_expensive_reward():
+    expensive = Expensive()
+    results = score_clips(
+        GatedReward(brightness, expensive, bound=0.25, at_least=1), CLIPS, "", 16.0, name="video_reward"
+    )
+    assert [len(frames) for frames in expensive.shown] == [2]
+    assert torch.allclose(expensive.shown[0], CLIPS[[1, 2]] / 255)
     assert [result.score is None for result in results] == [True, False, False, True]
     assert results[0].gated.startswith("gated out: brightness scored 0.0") and results[0].problem is None
     assert results[1].score == pytest.approx(100 * BRIGHT[1].item(), rel=1e-5) and "part" in results[1].parts
@@ -109,7 +111,7 @@ def test_a_gate_that_could_leave_too_few_beams_is_refused_before_any_work():
 
 
 def test_combined_rewards_read_what_their_parts_read_and_move_with_them():
-    class Reads(Dear):
+    class Reads(Expensive):
         reads_prompt = reads_fps = True
 
     module = torch.nn.Linear(2, 2)

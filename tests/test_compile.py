@@ -15,7 +15,7 @@ LATENTS = {"image_reward": False, "video_reward": False, "output_type": "latent"
 
 
 class GraphCounter:
-    """A backend that runs what it is given as it is."""
+    """A backend that counts graphs and runs them unchanged."""
 
     def __init__(self) -> None:
         self.num_graphs = 0
@@ -53,7 +53,7 @@ def pipeline_of(transformer) -> StreamT1Pipeline:
 
 @pytest.fixture
 def counted():
-    """A pipeline whose blocks are compiled, and what counts its graphs."""
+    """A pipeline whose blocks are compiled, and the counter of its graphs."""
     transformer, backend = toy_transformer(), GraphCounter()
     transformer.compile_repeated_blocks(backend=backend, fullgraph=True, dynamic=True)
     return pipeline_of(transformer), backend

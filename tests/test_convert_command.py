@@ -191,7 +191,7 @@ def test_a_disk_that_fills_up_while_the_base_is_copied_leaves_nothing(workspace,
     assert "No space left on device" in fails_cleanly(given, command, capsys)
 
 
-def test_a_link_to_another_disk_is_told_and_leaves_nothing(workspace, capsys, monkeypatch):
+def test_a_link_to_another_disk_is_refused_and_leaves_nothing(workspace, capsys, monkeypatch):
     def link(source, target):
         raise OSError(errno.EXDEV, "Invalid cross-device link", str(source), None, str(target))
 
@@ -200,7 +200,7 @@ def test_a_link_to_another_disk_is_told_and_leaves_nothing(workspace, capsys, mo
     assert "another disk. Copy the base instead" in fails_cleanly(given, [*command, "--link"], capsys)
 
 
-def test_too_small_a_disk_is_told_before_anything_is_written(workspace, capsys, monkeypatch):
+def test_too_small_a_disk_is_refused_before_anything_is_written(workspace, capsys, monkeypatch):
     given, command = workspace
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     assert "needs 0.0 GB, and its disk has 0.0 GB left" in fails_cleanly(given, command, capsys)

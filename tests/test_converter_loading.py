@@ -102,5 +102,5 @@ print(main(["convert", "longlive", "--checkpoint", "Efficient-Large-Model/LongLi
     said = [line for line in processes[True].run(lines, tmp_path) if line == "2" or "stream-t1: " in line]
     assert said[1::2] == ["2"] * 3
     for line, name in zip(said[::2], ("gdhe17/Self-Forcing", "org/nothing", "LongLive-1.3B:x.pt"), strict=True):
-        assert name in line and "is not on this disk, and could not be had from the Hub: " in line
+        assert name in line and "is not on this disk, and could not be downloaded from the Hub: " in line
     assert not (tmp_path / "out").exists()

@@ -153,12 +153,12 @@ def test_a_lora_that_does_not_fit_is_refused_before_anything_is_written(base, fi
 
 
 @pytest.mark.parametrize("alpha", [0.0, -8.0, float("nan"), float("inf")])
-def test_an_alpha_that_is_none_is_refused(base, files, tmp_path, alpha):
+def test_an_invalid_alpha_is_refused(base, files, tmp_path, alpha):
     with pytest.raises(ValueError, match=f"alpha is {alpha}; it must be a number above 0"):
         convert_longlive(tmp_path / "out", files[0], lora=files[1](random_lora()), lora_alpha=alpha, base=base)
 
 
 @pytest.mark.parametrize("options", [{"lora_alpha": 8.0}, {"merge_lora": False}])
 def test_options_of_a_lora_without_a_lora_are_refused(base, files, tmp_path, options):
-    with pytest.raises(ValueError, match="no LoRA to have an alpha or to keep apart"):
+    with pytest.raises(ValueError, match="given without a LoRA; name one"):
         convert_longlive(tmp_path / "out", files[0], lora=None, base=base, **options)

@@ -247,7 +247,7 @@ def test_a_page_in_any_state_does_not_fail_a_conversion(tmp_path, monkeypatch, p
     assert cards.hub_license("org/name") == license_
 
 
-def test_the_table_names_policies_files_and_licences_that_can_be():
+def test_the_table_names_valid_policies_files_and_licences():
     from stream_t1.search.policy_config import policy_from_config
 
     for generator in GENERATORS.values():

@@ -1,4 +1,4 @@
-"""The learnt verdict: what it reads, what it answers, and that it never depends on where things are."""
+"""The learned verdict: what it reads, what it answers, and that it never depends on where things are."""
 
 import hashlib
 import json

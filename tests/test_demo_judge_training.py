@@ -1,4 +1,4 @@
-"""What the judge is taught: clips whose truth is how they were drawn, and disturbances that change no answer."""
+"""The judge's training: clips whose truth is how they were drawn, and disturbances that change no answer."""
 
 import json
 import random
@@ -119,7 +119,7 @@ def test_training_repeats_exactly():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_calibration_compares_sureness_with_right_answers():
+def test_calibration_compares_confidence_with_accuracy():
     sure = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0]])
     measured = calibration([Reading({"background": sure})], [Caption(background="black")], "background")
     assert measured["mean_probability"] == pytest.approx(0.75) and measured["accuracy"] == 1

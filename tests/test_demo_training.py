@@ -60,7 +60,7 @@ def padded_embeds(model: TextToVideo) -> torch.Tensor:
 
 
 def velocities(model: TextToVideo, chunks: torch.Tensor, sigma: float = 0.625) -> torch.Tensor:
-    """Of clips (B, N, C, 3, h, w) that are their own noisy copies."""
+    """Velocities of clips (B, N, C, 3, h, w) that are their own noisy copies."""
     batch, num_chunks = chunks.shape[:2]
     timesteps = torch.zeros(batch, 2, num_chunks)
     timesteps[:, 1] = 1000 * sigma

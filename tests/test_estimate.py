@@ -113,7 +113,9 @@ def test_the_bytes_are_hardly_more_than_were_alive(run):
     weights = sum(size for part, size in estimate.always_bytes.items() if part.startswith("weights"))
     with LiveBytes() as live:
         call()
-    assert live.peak <= estimate.peak_bytes - weights < 1.4 * live.peak  # beams share more than in the dearest case
+    assert (
+        live.peak <= estimate.peak_bytes - weights < 1.4 * live.peak
+    )  # beams share more than in the most expensive case
     assert max(estimate.stage_bytes, key=estimate.stage_bytes.get) == stage
 
 

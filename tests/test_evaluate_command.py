@@ -78,7 +78,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments, capsys, more, message):
         (["--suite", "main"], "unrecognized arguments: --suite main"),
     ],
 )
-def test_an_argument_that_cannot_be_read_is_told_by_the_parser(model, capsys, more, message):
+def test_an_argument_that_cannot_be_read_is_refused_by_the_parser(model, capsys, more, message):
     with pytest.raises(SystemExit) as exit_status:
         main([*model, *more])
     assert exit_status.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]

@@ -42,7 +42,7 @@ SUITE = Suite("small", (("single", 4), ("full", 8)), TASKS, num_frames=33)
 
 
 class OneProcess:
-    """What `accelerate.PartialState` says of one process of several."""
+    """`accelerate.PartialState` of one process of several."""
 
     def __init__(self, process_index=0, num_processes=1):
         self.process_index, self.num_processes = process_index, num_processes
@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_and_has_the_rows_of_a_whole_one(evaluation, tmp_pa
     assert read_rows([tmp_path / "whole"]) == rows[0]
 
 
-def test_processes_share_the_tasks_and_whole_tasks_at_that():
+def test_processes_share_whole_tasks():
     jobs = SUITE.jobs() + SUITE.jobs()[:1]  # suites have tasks in common
     shares = [share_of(jobs, index, 2) for index in range(2)]
     assert [len(share) for share in shares] == [4, 2] and {*shares[0], *shares[1]} == set(jobs)
@@ -174,13 +174,13 @@ def test_a_video_that_was_made_counts_whichever_file_says_that_it_failed(tmp_pat
     assert [row["frames_sha256"] for row in read_rows([tmp_path])] == ["2"]
 
 
-def test_rows_without_a_configuration_are_not_gone_on_with(tmp_path):
+def test_rows_without_a_configuration_are_not_resumed(tmp_path):
     append_row(tmp_path / "rows-0.jsonl", new_row(Job("single", 4, "a", 0, 33)))
     with pytest.raises(ValueError, match="nobody knows what they are of"):
         keep_configuration(tmp_path, {})
 
 
-def test_another_device_or_version_is_named_and_goes_on(tmp_path, caplog):
+def test_a_run_on_another_device_or_version_warns_and_resumes(tmp_path, caplog):
     keep_configuration(tmp_path, {"made_with": {"threads": 1}})
     keep_configuration(tmp_path, {"made_with": {"threads": 2}})
     assert "'threads': 1}; now {'threads': 2}" in caplog.text
@@ -375,7 +375,7 @@ def new_file_after(path, faster):
 
 
 @pytest.mark.parametrize("name", ["file", "file/results", "x" * 256])
-def test_a_folder_that_can_not_be_made_is_told_first(tmp_path, name):
+def test_a_folder_that_cannot_be_made_is_refused_first(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=f"{name.split('/')[-1][:20]}|file"):
         check_folder(tmp_path / name)

@@ -16,7 +16,7 @@ KEPT = ROOT / "benchmarks/results/evidence"
 
 
 def tables_of(text):
-    """Its blocks of lines that begin with a bar."""
+    """Blocks of lines that begin with a bar."""
     blocks, lines = [], []
     for line in [*text.splitlines(), ""]:
         if line.startswith("|"):

@@ -64,7 +64,7 @@ def frames():
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Whoever gets as far as loading a model fails."""
+    """Makes loading a model fail."""
     monkeypatch.setattr(generate, "load_demo", lambda prompt: pytest.fail("a model was loaded"))
 
 
@@ -115,7 +115,7 @@ def test_a_link_is_replaced_and_never_written_through(tmp_path, make_link):
         ("nowhere", "exists"),
     ],
 )
-def test_a_place_that_takes_no_file_is_told_by_name(tmp_path, name, message):
+def test_a_place_that_takes_no_file_is_refused_by_name(tmp_path, name, message):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
@@ -125,13 +125,13 @@ def test_a_place_that_takes_no_file_is_told_by_name(tmp_path, name, message):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "nowhere", "pipe"]
 
 
-def test_the_longest_name_is_one(tmp_path):
+def test_the_longest_possible_name_is_accepted(tmp_path):
     with new_file(tmp_path / ("x" * 255)) as path:
         path.touch()
     assert [len(path.name) for path in tmp_path.iterdir()] == [255]
 
 
-def test_a_folder_that_takes_no_file_is_told():
+def test_a_folder_that_takes_no_file_is_refused():
     with pytest.raises(OSError, match="/proc takes no file"):
         check_place("/proc/a.txt")
 
@@ -232,7 +232,7 @@ def test_a_disk_that_takes_no_more_keeps_the_old_video_and_its_trace(tmp_path, f
 @pytest.mark.parametrize(
     "name", ["-x.mp4", "13:20:39.mp4", "a%d.mp4", "pipe:.mkv", "a b'\"\n.mov", "é" * 125 + ".mp4"]
 )
-def test_a_name_is_a_name_to_the_encoder(tmp_path, monkeypatch, name):
+def test_the_encoder_takes_any_name_as_a_file(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     assert main([PROMPT, f"-o={name}", "--num-frames", "9", "--num-beams", "1", "--num-candidates", "1"]) == 0
     assert contents(tmp_path).keys() == {name, str(Path(name).with_suffix(".json"))}
@@ -240,7 +240,7 @@ def test_a_name_is_a_name_to_the_encoder(tmp_path, monkeypatch, name):
 
 
 def obstacles():
-    """What is at `a.mp4` and beside it, by name, and what is said."""
+    """Files at `a.mp4` and beside it, by name, and the error that they cause."""
     return {
         "a video": (lambda folder: (folder / "a.mp4").write_text("mine"), "a.mp4 exists. .* --overwrite"),
         "a link": (lambda folder: (folder / "a.mp4").symlink_to("absent"), "a.mp4 exists. .* --overwrite"),
@@ -252,7 +252,7 @@ def obstacles():
 
 
 @pytest.mark.parametrize("case", obstacles())
-def test_what_is_at_the_output_is_told_before_a_model_is_loaded(tmp_path, capsys, no_model, case):
+def test_an_obstacle_at_the_output_is_reported_before_a_model_is_loaded(tmp_path, capsys, no_model, case):
     put, message = obstacles()[case]
     put(tmp_path)
     before = sorted(tmp_path.iterdir()), contents(tmp_path)
@@ -279,7 +279,7 @@ def test_an_edited_trace_stays(tmp_path, frames, trace):
 
 
 @pytest.mark.parametrize("name", ["x" * 252 + ".mp4", "x" * 251 + ".mp4", "absent/a.mp4", "a.mp3"])
-def test_a_name_that_can_not_be_written_is_told_before_a_model_is_loaded(tmp_path, capsys, no_model, name):
+def test_a_name_that_cannot_be_written_is_refused_before_a_model_is_loaded(tmp_path, capsys, no_model, name):
     assert main([PROMPT, "-o", str(tmp_path / name)]) == 2  # of 255 bytes with .mp4, the trace has one more
     assert "`--output`" in capsys.readouterr().err and not list(tmp_path.iterdir())
 

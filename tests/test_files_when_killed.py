@@ -99,7 +99,7 @@ def prepared(workplace):
 
 
 def in_child(write: Callable[[], object], signal_number: int = 0, moment: int = -1) -> tuple[int, int]:
-    """How a child ended that writes and sends itself a signal, and how many calls it took when it was not killed."""
+    """Status of a child that writes and sends itself a signal, and the number of its calls if it was not killed."""
     reader, sender = os.pipe()
     child = os.fork()
     if child == 0:
@@ -169,7 +169,7 @@ def test_ten_moments_of_a_kill(prepared, workplace, name, signal_number, tenth):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 4 MB, where the system lets us have one."""
+    """A disk of 4 MB, where the system allows one."""
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("needs the right to mount a small disk")

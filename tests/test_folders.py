@@ -57,8 +57,8 @@ def test_a_saved_pipeline_loads_again_and_makes_the_same_video_bit_for_bit(toy_m
         assert torch.equal(*pair)
 
 
-def test_weights_that_lie_askew_in_memory_give_the_same_latents_bit_for_bit(toy_pipeline, embeds):
-    """As those of a file do, which the CPU's kernels would sum in another order."""
+def test_unaligned_weights_give_the_same_latents_bit_for_bit(toy_pipeline, embeds):
+    """Weights mapped from a file are unaligned, and the CPU's kernels would sum them in another order."""
     expected = video(toy_pipeline, prompt_embeds=embeds, output_type="latent")
     for model in (toy_pipeline.transformer, toy_pipeline.vae):
         for weight in model.parameters():
@@ -111,7 +111,7 @@ def test_a_saved_folder_says_from_where_its_rewards_were_loaded(toy_models, embe
     assert "`image_reward='org/hpsv3'`" in caplog.text
 
 
-def test_a_component_that_is_set_later_is_made_fit_and_saved_under_its_stock_name(toy_pipeline, stock_pipeline):
+def test_a_component_that_is_set_later_is_adapted_and_saved_under_its_stock_name(toy_pipeline, stock_pipeline):
     toy_pipeline.transformer = stock_pipeline.transformer
     toy_pipeline.scheduler = stock_pipeline.scheduler
     toy_pipeline.image_reward = torch.nn.Linear(2, 2)
@@ -173,7 +173,7 @@ def test_parts_of_different_models_are_refused():
 
 
 @pytest.mark.parametrize("missing", ["transformer/diffusion_pytorch_model.safetensors", "vae/config.json"])
-def test_a_folder_that_lacks_a_file_is_told_with_its_name(toy_pipeline, tmp_path, missing):
+def test_a_file_that_a_folder_lacks_is_named(toy_pipeline, tmp_path, missing):
     toy_pipeline.save_pretrained(tmp_path)
     (tmp_path / missing).unlink()
     with pytest.raises(OSError, match=Path(missing).name.removesuffix(".safetensors")):

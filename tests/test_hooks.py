@@ -1,4 +1,4 @@
-"""What diffusers and accelerate hang on models: each gives the video of the bare pipeline, sinks being appended.
+"""Hooks of diffusers and accelerate: each gives the video of the bare pipeline, sinks being appended.
 
 Two beams and two candidates throughout. Where there is no accelerator, accelerate's own hooks stand for what
 `enable_model_cpu_offload` and `enable_sequential_cpu_offload` install, with the CPU to run on; group offload goes to
@@ -58,7 +58,7 @@ def pipe():
 
 
 def offload_models(pipe: StreamT1Pipeline) -> None:
-    """As `enable_model_cpu_offload` does, one after the other in the pipeline's order."""
+    """Offloads as `enable_model_cpu_offload` does, one after the other in the pipeline's order."""
     hook, pipe._all_hooks = None, []
     for name in pipe.model_cpu_offload_seq.split("->"):
         _, hook = accelerate.cpu_offload_with_hook(getattr(pipe, name), CPU, prev_module_hook=hook)
@@ -67,7 +67,7 @@ def offload_models(pipe: StreamT1Pipeline) -> None:
 
 
 def offload_submodules(pipe: StreamT1Pipeline) -> None:
-    """As `enable_sequential_cpu_offload` does: the weights are on the meta device but while they are used."""
+    """Offloads as `enable_sequential_cpu_offload` does: weights are on the meta device except while in use."""
     for model in (pipe.text_encoder, pipe.transformer, pipe.vae):
         accelerate.cpu_offload(model, CPU, offload_buffers=len(model._parameters) > 0)
     assert pipe.transformer.blocks[0].attn1.to_q.weight.device.type == "meta"
@@ -92,7 +92,7 @@ HOOKS = {
 
 
 def assert_same_video(video: torch.Tensor, expected: torch.Tensor) -> None:
-    """But for the order of sums in float32, which a trained model passes on from step to step and chunk to chunk."""
+    """Compares up to the order of float32 sums, which a trained model passes on from chunk to chunk."""
     assert (video - expected).norm() < 5e-5 * expected.norm()
 
 
@@ -225,7 +225,7 @@ class PlainNumbers(TorchDispatchMode):
 
 
 def test_a_step_on_mps_needs_no_float64():
-    """On tensors that are said to be there and compute nothing."""
+    """Runs on tensors that claim to be there and compute nothing."""
     with FakeTensorMode(), PlainNumbers():
         sample = torch.empty((2, 4, 3, 8, 8), device="mps")
         stepped = FewStepFlowMatchScheduler().step_between(sample, sample, 0.9, 0.5, sample)

@@ -49,7 +49,7 @@ def hub(toy, hub_server):
 
 @pytest.fixture
 def run(processes, tmp_path):
-    """Gives what fresh processes print; those of one test share what they download."""
+    """Returns what fresh processes print; those of one test share their downloads."""
     for each in processes.values():
         each.forget_downloads()
 
@@ -205,7 +205,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def refusals(hub, processes):
-    """What a process without the package says of each case, by name and from a folder."""
+    """Errors of a process without the package for each case, by name and from a folder."""
     save_changed(hub, "no-weights", "stream-t1", missing="vae/diffusion_pytorch_model.safetensors")
     save_changed(hub, "no-config", "stream-t1", missing="transformer/config.json")
     save_changed(hub, "no-beam", "stream-t1", missing="search/beam.py")

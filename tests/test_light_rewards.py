@@ -48,7 +48,7 @@ def dino_folder(tmp_path_factory):
 
 
 def cosines(folder):
-    """Of every frame to its text, (clips, frames), the long way round: one picture at a time, embeddings by hand."""
+    """Cosines of every frame to its text, (clips, frames): one picture at a time, embeddings by hand."""
     model, reward = CLIPModel.from_pretrained(folder), CLIPScoreReward.from_pretrained(folder)
     table = torch.zeros(FRAMES.shape[:2])
     for i, (clip, words) in enumerate(zip(FRAMES, WORDS, strict=True)):
@@ -109,7 +109,7 @@ def test_a_prompt_with_a_token_of_clips_own_is_refused_by_a_call_and_before_a_se
         reward.check_request([words], num_beams=1)
 
 
-def test_a_sign_that_a_tokenizer_pads_with_may_stand_in_a_prompt(clip_folder):
+def test_a_padding_character_may_occur_in_a_prompt(clip_folder):
     reward = CLIPScoreReward.from_pretrained(clip_folder)
     reward.tokenizer.add_special_tokens({"pad_token": "!"})
     reward.check_prompts(["a dog!"])
@@ -265,7 +265,7 @@ def test_a_still_clip_is_consistent_and_a_changing_one_is_less(kind, clip_folder
 
 
 def vbench_pixels(kind: str, frames: torch.Tensor, side: int) -> torch.Tensor:
-    """What VBench's model reads of frames (F, 3, H, W) uint8.
+    """Input of VBench's model for frames (F, 3, H, W) uint8.
 
     VBench makes float tensors of the decoded frames before it resizes them, without antialiasing, so no value is
     rounded or clamped.

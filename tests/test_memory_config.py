@@ -19,7 +19,7 @@ def pipeline(models, **config):
 
 
 def recorded_policy(pipe, embeds, **arguments):
-    """What the trace of a call says of its policy."""
+    """The policy that the trace of a call records."""
     pipe.set_progress_bar_config(disable=True)
     output = pipe(
         prompt_embeds=embeds,

@@ -106,7 +106,7 @@ def test_the_oldest_chunk_leaves_only_when_the_next_one_needs_the_room():
     assert make_room(memory, POLICY, [None, "ema"], rolling_frames=9, incoming_frames=3) == (memory, [])
 
 
-def test_what_was_done_is_told_beside_what_was_decided():
+def test_the_route_taken_is_returned_beside_the_route_decided():
     full = RewardRoutedSink(max_sink_frames=3, ema_decay=0.5)
     memory = Memory(sinks=(Sink(0.0),), window=(Sink(1.0, 3), Sink(2.0, 6), Sink(3.0, 9)))
     routes = [None, "append", "discard", "ema"]

@@ -114,14 +114,14 @@ def asked(tmp_path):
 
 @pytest.mark.parametrize("method", ["__call__", "stream"])
 @pytest.mark.parametrize("arguments, error, message", CASES.values(), ids=CASES.keys())
-def test_mistakes_are_told_before_any_work(reading_pipeline, asked, arguments, error, message, method):
+def test_mistakes_are_refused_before_any_work(reading_pipeline, asked, arguments, error, message, method):
     generator = torch.Generator().manual_seed(0)
     with nothing_done(reading_pipeline, generator), pytest.raises(error, match=message):
         getattr(reading_pipeline, method)(**asked(**{"generator": generator, **arguments}))
 
 
 @pytest.mark.parametrize("arguments, message", STREAM_CASES.values(), ids=STREAM_CASES.keys())
-def test_mistakes_of_a_stream_are_told_before_any_work(reading_pipeline, asked, arguments, message):
+def test_mistakes_of_a_stream_are_refused_before_any_work(reading_pipeline, asked, arguments, message):
     with nothing_done(reading_pipeline), pytest.raises(ValueError, match=message):
         reading_pipeline.stream(**asked(**arguments))
 
@@ -201,7 +201,7 @@ def test_a_policy_with_unknown_positions_is_refused(reading_pipeline, asked):
         reading_pipeline(**asked(memory=Bare()))
 
 
-def test_a_policy_that_gives_no_route_is_told_so(toy_pipeline, embeds):
+def test_a_policy_that_gives_no_route_is_refused(toy_pipeline, embeds):
     policy = Bare()
     policy.positions = "absolute"
     with pytest.raises(ValueError, match="`route` of Bare gave None; .*discard, ema, append"):

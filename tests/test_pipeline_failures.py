@@ -1,4 +1,4 @@
-"""What goes wrong during a run costs a candidate, not the run; what is finished is kept."""
+"""Failures during a run cost a candidate, not the run; what is finished is kept."""
 
 import numpy as np
 import pytest
@@ -248,7 +248,7 @@ def test_non_finite_pixels_without_rewards_lose_the_beam(toy_pipeline, embeds):
     handle.remove()
 
 
-def test_fewer_videos_than_asked_are_told(toy_pipeline, embeds, caplog):
+def test_fewer_videos_than_asked_are_reported(toy_pipeline, embeds, caplog):
     def reward(frames, prompt, fps):
         return torch.tensor([1.0] + [float("nan")] * (len(frames) - 1))
 

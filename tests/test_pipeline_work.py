@@ -1,4 +1,4 @@
-"""What a search costs, counted, and what is alive while it runs."""
+"""The counted cost of a search, and what is alive while it runs."""
 
 import gc
 import weakref

@@ -12,7 +12,7 @@ WORDS = ["a", "b", "c", "d", "e"]
 
 
 class Counted(Reward):
-    """Mean brightness, from one weight; writes down its batches, and runs out of memory above a size."""
+    """Mean brightness, from one weight; records its batches, and runs out of memory above a size."""
 
     def __init__(self, fits=100, **options):
         super().__init__(**options)
@@ -120,7 +120,7 @@ def test_a_clip_is_lost_or_gated_with_one_of_its_pictures():
 
 
 @pytest.mark.parametrize("base", [Reward, PictureReward])
-def test_a_reward_that_gives_no_tensor_is_told_its_format_whatever_the_micro_batch(base):
+def test_a_reward_that_gives_no_tensor_is_refused_whatever_the_micro_batch(base):
     class Listed(base):
         def forward(self, frames, prompt, fps):
             return [1.0] * len(frames)

@@ -1,4 +1,4 @@
-"""How a reward is called."""
+"""Calls of a reward."""
 
 import pytest
 import torch

@@ -278,7 +278,7 @@ def broken_wheel(path):
     "content",
     [broken_wheel, lambda path: broken_wheel(path)[:-30], lambda path: b"\xff\xfe", lambda path: b"A = 1\0"],
 )
-def test_a_damaged_copy_of_the_template_is_told(tmp_path, content):
+def test_a_damaged_copy_of_the_template_is_refused(tmp_path, content):
     wheel = tmp_path / "hpsv3.whl"
     wheel.write_bytes(content(wheel))
     with pytest.raises(ValueError, match=r"hpsv3.whl is (neither Python code nor a whole zip file|no Python file)"):
@@ -337,7 +337,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(hpsv3_files, tmp_path):
         ("peft_lora_config", "use_rslora", True),
     ],
 )
-def test_a_videoalign_that_is_fed_otherwise_is_refused(videoalign_files, tmp_path, section, name, value):
+def test_a_videoalign_with_other_input_is_refused(videoalign_files, tmp_path, section, name, value):
     config = json.loads(json.dumps(MODEL_CONFIG))
     config[section][name] = value
     (videoalign_files[0] / "model_config.json").write_text(json.dumps(config))
@@ -365,7 +365,7 @@ def test_a_videoalign_that_is_fed_otherwise_is_refused(videoalign_files, tmp_pat
         ({"peft_lora_config": {"lora_alpha": float("nan")}}, "lora_alpha = nan in peft_lora_config"),
     ],
 )
-def test_a_videoalign_config_that_can_not_be_is_refused(videoalign_files, tmp_path, changes, message):
+def test_an_invalid_videoalign_config_is_refused(videoalign_files, tmp_path, changes, message):
     (videoalign_files[0] / "model_config.json").write_text(json.dumps(MODEL_CONFIG | changes))
     with pytest.raises(ValueError, match=f"VideoReward/model_config.json .*{message}"):
         convert(convert_videoalign, videoalign_files, tmp_path / "reward")
@@ -374,7 +374,7 @@ def test_a_videoalign_config_that_can_not_be_is_refused(videoalign_files, tmp_pa
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"hidden_size": "three"}', '{"text_config": {"num_hidden_layers": []}}']
 )
-def test_a_base_with_a_config_that_can_not_be_is_refused(hpsv3_files, tmp_path, content):
+def test_a_base_with_an_invalid_config_is_refused(hpsv3_files, tmp_path, content):
     (hpsv3_files[2] / "config.json").write_text(content)
     with pytest.raises(ValueError, match="base has no config.json of Qwen2-VL"):
         convert(convert_hpsv3, hpsv3_files, tmp_path / "reward")

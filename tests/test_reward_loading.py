@@ -1,4 +1,4 @@
-"""Converted reward folders that are not whole, or whose files are damaged."""
+"""Converted reward folders that are incomplete, or whose files are damaged."""
 
 import json
 import shutil

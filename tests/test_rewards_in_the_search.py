@@ -43,7 +43,7 @@ def test_a_search_by_both_reward_models(toy_pipeline, embeds, folders):
     assert torch.equal(again.frames, output.frames)
 
 
-def test_converted_folders_are_taken_in_place_of_components(toy_pipeline, folders, tmp_path):
+def test_converted_folders_are_taken_instead_of_components(toy_pipeline, folders, tmp_path):
     pipe = StreamT1Pipeline(**{**toy_pipeline.components, **folders})
     assert isinstance(pipe.image_reward, HPSv3Reward) and isinstance(pipe.video_reward, VideoAlignReward)
     toy_pipeline.save_pretrained(tmp_path)
@@ -72,7 +72,7 @@ def test_a_reward_of_a_hub_id_remembers_it_for_saved_pipelines(toy_pipeline, fol
 
 @pytest.fixture
 def as_accelerator(monkeypatch):
-    """The CPU in the place of an accelerator, for modes that refuse to go without one."""
+    """The CPU instead of an accelerator, for modes that require one."""
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
 
 
@@ -139,11 +139,11 @@ def test_gated_out_candidates_are_neither_scored_nor_kept_and_the_trace_says_why
 ):
     shown = []
 
-    def dear(frames, prompt, fps):
+    def expensive(frames, prompt, fps):
         shown.append(len(frames))
         return contrast(frames, prompt, fps)
 
-    gate = GatedReward(brightness, dear, bound=1.0, at_least=2)  # nothing passes, so the two brightest go on
+    gate = GatedReward(brightness, expensive, bound=1.0, at_least=2)  # nothing passes, so the two brightest go on
     output = toy_pipeline(
         prompt_embeds=embeds,
         image_reward=gate,

@@ -430,7 +430,7 @@ def unfinished(candidates):
         (lambda c: Choice([1, 2], [0]), TypeError, "own gave `candidates` that are no list of `Candidate`"),
     ],
 )
-def test_a_choice_that_is_none_is_told_before_the_clean_pass(toy_pipeline, embeds, choice, error, message):
+def test_an_invalid_choice_is_refused_before_the_clean_pass(toy_pipeline, embeds, choice, error, message):
     passes = []
 
     def note(module, args, kwargs):

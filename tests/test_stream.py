@@ -52,7 +52,7 @@ def test_what_is_given_is_exactly_what_a_call_returns(toy_pipeline, embeds, argu
 
 
 def made_when_given(pipe: StreamT1Pipeline, **arguments) -> list[int]:
-    """How many chunks were finished when each was given."""
+    """Numbers of chunks that were finished when each was given."""
     return [len(chunk.trace.chunks) for chunk in pipe.stream(**seeded(**arguments))]
 
 
@@ -183,7 +183,7 @@ def test_a_lost_search_brings_what_was_not_given_yet(toy_pipeline, embeds):
         ({"num_frames": 50}, "12 k - 3"),
     ],
 )
-def test_mistakes_are_told_at_once_and_not_with_the_first_chunk(toy_pipeline, embeds, arguments, message):
+def test_mistakes_are_raised_at_once_and_not_with_the_first_chunk(toy_pipeline, embeds, arguments, message):
     with pytest.raises(ValueError, match=message):
         toy_pipeline.stream(prompt_embeds=embeds, **seeded(**arguments))
 

@@ -20,7 +20,7 @@ def latents(batch_size=1, frames=9, seed=0):
 
 
 def decode_at_once(vae, latents):
-    """As WanPipeline does it."""
+    """Decodes as WanPipeline does."""
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean).view(shape)
     std = 1.0 / torch.tensor(vae.config.latents_std).view(shape)

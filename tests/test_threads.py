@@ -94,7 +94,7 @@ def test_a_call_leaves_the_scheduler_as_it_is(toy_pipeline, embeds):
     assert (scheduler.levels, scheduler.timesteps) == before and len(scheduler.levels) == 4
 
 
-def test_another_pipelines_call_is_not_told_as_this_ones(toy_pipeline, toy_models, embeds):
+def test_another_pipelines_call_does_not_show(toy_pipeline, toy_models, embeds):
     from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
 
     toy_pipeline(prompt_embeds=embeds, **request(2))

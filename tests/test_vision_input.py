@@ -1,4 +1,4 @@
-"""Which frames, which size, which patches; and resizing as PIL and as torchvision do it."""
+"""Sampled frames, sizes, patches, and resizing as PIL and as torchvision do it."""
 
 import json
 
