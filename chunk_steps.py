@@ -7,13 +7,15 @@
     steps = steps.ahead()                              the same for the next chunk
 
 Values go in and new values come out: no step writes into a beam or a candidate. What the steps of a chunk keep
-themselves is its work, what each of its forwards reads of a memory, and its prompt.
+themselves is its work, what each of its forwards reads of a memory, and its prompt. They are one file, longer than
+others, because together they are all that a search may do.
 
 Axes: B batch, C channels, F latent frames (or pixel frames), H and W height and width, h and w those of latents.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Real
 
 import torch
 
@@ -24,11 +26,13 @@ from .models.streaming_decoder import StreamingWanDecoder
 from .rewards.arguments import chosen_reward
 from .rewards.scoring import RewardScore, score_clips
 from .search.beam import RELEASED, Beam, Candidate, lose, newest, set_aside
+from .search.choice import answer_of
 from .search.geometry import whole_number
 from .search.memory_sinking import decided_route, make_room
 from .search.noise_propagation import SEED_MODES, candidate_generator, draw_noise, propagate_noise, search_seed
 from .search.plan import PromptPlan
 from .search.policy_config import policy_positions
+from .search.request import check_float_tensor, check_prompt_embeds
 from .search.reward_pruning import fused_score, normalize_scores
 from .search.running import SearchInterrupted
 from .search.trace import ChunkWork
@@ -98,16 +102,16 @@ class ChunkSteps:
         return self._generator
 
     def propose(self, beams: Sequence[Beam], counts: Sequence[int] | int, first: int = 0) -> list[Candidate]:
-        """Unit 1: new candidates with their noise drawn, in order of their parents.
+        """Unit 1: draws the noise of new candidates, in order of their parents.
 
         Args:
             counts: candidates of each beam; one number serves all.
             first: number of a beam's first one, which decides its seed: a second round begins where the last ended.
 
         Raises:
-            TypeError, ValueError: `counts` has not a whole number for each beam, or `first` is below 0.
+            TypeError, ValueError: `counts` lacks a whole number for some beam, or `first` is below 0.
         """
-        counts = [counts] * len(beams) if not isinstance(counts, Sequence) else counts
+        counts = [counts] * len(beams) if isinstance(counts, Real) else list(counts)
         if len(counts) != len(beams):
             raise ValueError(f"`counts` has {len(counts)} numbers for {len(beams)} beams; give one each.")
         first = whole_number("first", first, least=0)
@@ -127,7 +131,8 @@ class ChunkSteps:
             frames = slice(self.chunk_index * num_frames, (self.chunk_index + 1) * num_frames)
             noise = self.inputs.noise[:, frames].transpose(0, 1).to(fresh).contiguous()
         self._num_proposed += 1
-        return Candidate(parent, seed, noise, tuple(renoise), number=self._num_proposed - 1, lineage=lineage)
+        drawn = (noise, *renoise)
+        return Candidate(parent, seed, noise, drawn[1:], self._num_proposed - 1, drawn, lineage)
 
     def _seed(self, beam: Beam, parent: int, index: int) -> tuple[int, tuple[int, int] | None]:
         """The seed of a beam's candidate, and its lineage where the run has several."""
@@ -145,12 +150,15 @@ class ChunkSteps:
     def denoise(
         self, beams: Sequence[Beam], candidates: Sequence[Candidate], until: int | None = None
     ) -> list[Candidate]:
-        """The candidates after step `until`, with their clean prediction; those that are there already as they are.
+        """Denoises candidates up to step `until`; those that are there already stay as they are.
 
         Those of one parent that have done as many steps are one batch.
 
         Args:
             until: steps done in the end, 1 to `num_steps`. None: all.
+
+        Returns:
+            The candidates in their order, each with its clean prediction so far, or lost where that is not finite.
 
         Raises:
             TypeError, ValueError: there is no such step, or a beam's memory was let go.
@@ -221,20 +229,26 @@ class ChunkSteps:
             return latents
         tensors = {"latents": latents, "prompt_embeds": self._prompts.begin(step).embeds}
         tensors = {name: tensors[name].clone() for name in self.plan.request.callback_tensor_inputs}
-        changed = callback(self.pipe, step, self.timesteps[step], tensors) or {}
-        replaced = changed.get("latents", latents).to(latents)
+        answer = callback(self.pipe, step, self.timesteps[step], tensors)
+        changed = answer_of("callback_on_step_end", answer, ("latents", "prompt_embeds"))
+        of = ", which `callback_on_step_end` gave,"
+        if "prompt_embeds" in changed:
+            embeds, text_dim = changed["prompt_embeds"], self.pipe.transformer.config.text_dim
+            check_prompt_embeds(embeds, text_dim, num_prompts=1, of=of)
+            self._prompts.change(step, embeds.detach())
+        if "latents" not in changed:
+            return latents
+        replaced = changed["latents"]
+        check_float_tensor("latents", replaced, of)
         if replaced.shape != latents.shape:
             raise ValueError(
-                f"`callback_on_step_end` gave `latents` of shape {tuple(replaced.shape)}; they must keep "
-                f"{tuple(latents.shape)}."
+                f"`latents`{of} have the shape {tuple(replaced.shape)}; they must keep {tuple(latents.shape)}."
             )
-        if "prompt_embeds" in changed:
-            self._prompts.change(step, changed["prompt_embeds"])
-        return replaced
+        return replaced.detach().to(latents)
 
     @torch.no_grad()
     def decode(self, beams: Sequence[Beam], candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The candidates with pixels, also of unfinished predictions; each is decoded once, from its parent's state.
+        """Decodes candidates, also their unfinished predictions, from their parents' states; each is decoded once.
 
         Raises:
             ValueError: there is no VAE, or a parent's decoder state was let go.
@@ -275,7 +289,7 @@ class ChunkSteps:
         video_reward: Callable | bool | None = None,
         prompt: str | None = None,
     ) -> list[Candidate]:
-        """Unit 2, and the route for unit 3: the candidates with rewards, fused score and route, or lost.
+        """Unit 2: gives candidates their rewards and fused score, and the route for unit 3; or finds them lost.
 
         What has no pixels is decoded, if a reward reads them. Candidates that have a score keep it, unless this call
         brings rewards or words of its own.
@@ -313,7 +327,7 @@ class ChunkSteps:
         if result.gated is not None:
             return set_aside(candidate, result.gated)
         if result.score is None:
-            return lose(candidate, result.problem, self.chunk_index)
+            return lose(candidate, result.problem, self.chunk_index, result.error)
         return candidate.with_reward(kind, result.score, result.parts)
 
     def _fuse(self, beams: Sequence[Beam], candidates: list[Candidate], rows: list[int]) -> None:
@@ -337,7 +351,7 @@ class ChunkSteps:
 
     @torch.no_grad()
     def commit(self, beams: Sequence[Beam], candidates: Sequence[Candidate]) -> list[Beam]:
-        """The beams that grow from finished candidates, in their order.
+        """Grows beams from finished candidates, in their order.
 
         But for the last chunk, a clean pass remembers each, and unit 3 makes room for the next. A candidate that is
         there twice gives two beams with one memory, which part with their next noise.

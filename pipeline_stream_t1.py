@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
@@ -30,30 +29,32 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from .chunk_steps import ChunkSteps
 from .loaders.folder import FolderMixin
 from .loaders.hooks import HooksMixin
-from .models.alignment import align_weights
+from .models.alignment import align_weights_for
+from .models.components import check_model, check_models_fit
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import ChunkMemory
 from .models.pixels import stack, to_output
 from .models.prompt import Prompt
 from .models.streaming_decoder import StreamingWanDecoder
+from .models.text import check_encoding, embed_texts
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
-from .rewards.arguments import check_rewards, chosen_reward, loaded_reward
+from .rewards.arguments import check_kind, check_rewards, check_sources, chosen_reward, loaded_reward, warn_of_missed
 from .rewards.base import as_component
 from .rewards.monitoring import watched_scores
-from .rewards.scoring import score_clips
+from .rewards.scoring import clear_variables, score_clips
 from .rewards.shipped import SHIPPED_REWARDS  # noqa: F401 - registers every kind of reward, for folders and Hub ids
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.beam import Beam, Candidate
-from .search.choice import Choice, check_choice, check_kept, most_kept
+from .search.choice import Choice, check_choice, kept_by_callback, most_kept
 from .search.estimate import RunEstimate, estimate_run
-from .search.geometry import VideoGeometry, check_chunk_multiple, whole_number
+from .search.geometry import VideoGeometry, check_chunk_multiple, real_number, whole_number
 from .search.memory_sinking import MemoryPolicy
 from .search.noise_propagation import base_seed
-from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineOutput
-from .search.plan import PromptPlan, SearchPlan, check_noise
+from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineOutput, nothing_left
+from .search.plan import PromptPlan, SearchPlan, check_plan
 from .search.policy_config import check_policy, policy_config, policy_positions, policy_sink_frames
 from .search.prompt_search import PromptSearch
-from .search.request import StreamRequest, VideoRequest, takes_request
+from .search.request import StreamRequest, VideoRequest, check_texts, takes_request
 from .search.reward_pruning import order_by
 from .search.running import RunningMixin, SearchInterrupted
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
@@ -78,8 +79,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     """Text to video, chunk by chunk, with a search over candidates at every chunk.
 
     Every component may be None where a call does not need it: `text_encoder` and `tokenizer` with `prompt_embeds`,
-    `vae` with `output_type="latent"` and no rewards. A stock `WanTransformer3DModel` is made causal in place and keeps
-    serving `WanPipeline`; a stock flow-match scheduler lends its `shift`.
+    `vae` with `output_type="latent"` and no rewards. Of a stock `WanTransformer3DModel` the pipeline makes a causal
+    one over the same weights, and the stock one keeps serving `WanPipeline`; a stock flow-match scheduler lends its
+    `shift`.
 
     Args:
         tokenizer: of the text encoder.
@@ -125,52 +127,64 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         reward_sources: dict | None = None,
     ) -> None:
         super().__init__()
-        self.register_to_config(reward_sources=reward_sources)
-        whole_number("chunk_frames", chunk_frames, least=1)
-        check_chunk_multiple("window_frames", window_frames, chunk_frames)
-        check_chunk_multiple("sink_frames", sink_frames, chunk_frames)
-        if not fps > 0:
+        chunk_frames = whole_number("chunk_frames", chunk_frames, least=1)
+        if real_number("fps", fps) <= 0:
             raise ValueError(f"`fps` is {fps}; it must be above 0.")
-        self.register_modules(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            transformer=transformer,
-            vae=vae,
-            scheduler=scheduler,
-            image_reward=as_component(image_reward),
-            video_reward=as_component(video_reward),
-        )
-        self.register_to_config(
-            chunk_frames=chunk_frames,
-            window_frames=window_frames,
-            sink_frames=sink_frames,
-            denoising_steps=tuple(denoising_steps),
-            fps=fps,
-            default_height=default_height,
-            default_width=default_width,
-            memory=policy_config(memory),
-        )
+        check_sources(reward_sources, REWARDS)
+        scheduler = FewStepFlowMatchScheduler.adopt(scheduler)
+        config = {
+            "chunk_frames": chunk_frames,
+            "window_frames": check_chunk_multiple("window_frames", window_frames, chunk_frames),
+            "sink_frames": check_chunk_multiple("sink_frames", sink_frames, chunk_frames),
+            "denoising_steps": scheduler.steps_of_config(denoising_steps),
+            "fps": real_number("fps", fps),
+            "default_height": whole_number("default_height", default_height, least=1),
+            "default_width": whole_number("default_width", default_width, least=1),
+            "memory": policy_config(memory),
+        }
+        components = {
+            "tokenizer": tokenizer,
+            "text_encoder": text_encoder,
+            "transformer": transformer,
+            "vae": vae,
+            "scheduler": scheduler,
+            "image_reward": image_reward,
+            "video_reward": video_reward,
+        }
+        for name, component in components.items():
+            self._check_component(name, component)
+        components |= {name: as_component(components[name]) for name in REWARDS}
+        self.register_to_config(reward_sources=reward_sources)
+        self.register_modules(**components)
+        self.register_to_config(**config)
         self.geometry.check_window(sink_frames)
-        if None not in (transformer, vae) and transformer.config.in_channels != vae.config.z_dim:
-            raise ValueError(
-                f"`transformer` reads {transformer.config.in_channels} channels and `vae` makes {vae.config.z_dim}: "
-                "they are of different models, or the transformer is of an image-to-video one."
-            )
-        self._aligned_models = None
+        check_models_fit(transformer, vae)
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Adapts a component on assignment, by the constructor, diffusers or the user."""
+        """Adapts a component on assignment, by the constructor, diffusers or the user.
+
+        Raises:
+            TypeError, ValueError: it is none of its kind.
+        """
+        self._check_component(name, value)
         if name == "transformer" and value is not None:
             value = CausalWanTransformer3DModel.adopt(value)
         elif name == "scheduler":
             value = FewStepFlowMatchScheduler.adopt(value)
-        elif name in ("image_reward", "video_reward"):
+        elif name in REWARDS:
             value = as_component(value)
         super().__setattr__(name, value)
         if name in SAVED_AS:
             self.register_to_config(**{name: (None, None) if value is None else SAVED_AS[name]})
-        if getattr(value, "source", None) is not None and name in ("image_reward", "video_reward"):
+        if name in REWARDS and getattr(value, "source", None) is not None:
             self.register_to_config(reward_sources={**(self.config.reward_sources or {}), name: value.source})
+
+    @staticmethod
+    def _check_component(name: str, value: object) -> None:
+        if value is not None and name in REWARDS:
+            check_kind(name, value, "None for none")
+        elif value is not None:
+            check_model(name, value)
 
     @property
     def geometry(self) -> VideoGeometry:
@@ -200,8 +214,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         searches = self._searches(plan)
         try:
             self._run(searches)
-        except NoCandidateLeftError as error:
-            error.frames = _videos(searches, request.output_type)
+        except BaseException as error:
+            _let_go(error, searches)
             raise
         finally:
             self._end(searches)
@@ -270,14 +284,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             ValueError, TypeError: as `__call__`; or the search says nothing of its work.
         """
         request = VideoRequest(height=height, width=width, num_frames=num_frames, **arguments)
-        if request.prompt is None and request.prompt_embeds is None:
-            text_dim = 1 if self.transformer is None else self.transformer.config.text_dim
-            prompt_embeds = torch.empty(1, request.max_sequence_length, text_dim, device="meta")
-            words = "" if request.reward_prompt is None else request.reward_prompt
-            request = replace(request, prompt_embeds=prompt_embeds, reward_prompt=words)
-        plan = self._plan(request)
-        embeds = request.prompt_embeds
-        num_tokens = request.max_sequence_length if embeds is None else embeds.shape[1]
+        if self.transformer is not None:
+            request = request.with_some_prompt(self.transformer.config.text_dim)
+        plan, given = self._plan(request), request.prompt_embeds
+        num_tokens = request.max_sequence_length if given is None else given.shape[1]
         models = {**self.components, **plan.rewards}
         modules = {id(model): name for name, model in reversed(models.items()) if isinstance(model, torch.nn.Module)}
         weights = {name: weight_bytes(models[name]) for name in reversed(modules.values())}
@@ -295,6 +305,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             ValueError, TypeError: an invalid argument; the message says what is allowed.
         """
         policy = request.chosen_policy(self.config.memory)
+        check_policy(policy)
         height = self.config.default_height if request.height is None else request.height
         width = self.config.default_width if request.width is None else request.width
         self.check_inputs(request, policy, height, width)
@@ -303,7 +314,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         rewards = {name: chosen_reward(name, getattr(request, name), getattr(self, name)) for name in REWARDS}
         num_steps, sigmas = request.num_inference_steps, request.sigmas
         if num_steps is None and sigmas is None:
-            sigmas = [step / self.scheduler.config.num_train_timesteps for step in self.config.denoising_steps]
+            steps = self.scheduler.steps_of_config(self.config.denoising_steps)
+            sigmas = [step / self.scheduler.config.num_train_timesteps for step in steps]
         levels, device = self.scheduler.schedule(num_steps, sigmas), self._execution_device
         num_chunks = getattr(request, "horizon", None)
         plan = SearchPlan(
@@ -311,10 +323,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             search=request.chosen_search(any(reward is not None for reward in rewards.values())),
             policy=policy,
             **rewards,
-            monitors=request.monitors or {},
+            monitors={} if request.monitors is None else dict(request.monitors),
             num_chunks=self.geometry.num_chunks(request.num_frames) if num_chunks is None else num_chunks,
-            size=(int(height), int(width)),
-            latent_shape=self._chunk_shape(height, width),
+            size=(height, width),
+            latent_shape=self.geometry.chunk_shape(self.transformer.config.in_channels, height, width),
             window_frames=self.config.window_frames,
             sink_frames=policy_sink_frames(policy, self.config.sink_frames),
             levels=(*levels, 0.0),
@@ -326,7 +338,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         self._check_rewards(plan)
         if plan.has_pixels:
             StreamingWanDecoder(self.vae).check()
-        check_noise(plan)
+        check_plan(plan)
         return plan
 
     def _check_rewards(self, plan: SearchPlan) -> None:
@@ -338,30 +350,24 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         device, request = plan.device, plan.request
         loaded = replace(
             plan,
-            image_reward=loaded_reward(plan.image_reward, device),
-            video_reward=loaded_reward(plan.video_reward, device),
-            monitors={name: loaded_reward(monitor, device) for name, monitor in plan.monitors.items()},
+            image_reward=loaded_reward("image_reward", plan.image_reward, device),
+            video_reward=loaded_reward("video_reward", plan.video_reward, device),
+            monitors={
+                name: loaded_reward(f"monitors[{name!r}]", monitor, device) for name, monitor in plan.monitors.items()
+            },
         )
         self._check_rewards(loaded)
-        sources = self.config.reward_sources or {}
-        for name in REWARDS:
-            is_missed = getattr(request, name) is None and getattr(loaded, name) is None and name in sources
-            if is_missed and (request.num_beams, request.num_candidates) != (1, 1):
-                logger.warning(
-                    f"There is no `{name}`. The pipeline was saved with the one of `{name}={sources[name]!r}`."
-                )
+        if (request.num_beams, request.num_candidates) != (1, 1):
+            missed = [n for n in REWARDS if getattr(request, n) is None and getattr(loaded, n) is None]
+            warn_of_missed(missed, self.config.reward_sources or {})
         return loaded
 
     def _searches(self, plan: SearchPlan) -> list[PromptSearch]:
         """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
         request = plan.request
         self.begin_step(plan.num_steps, None, request.attention_kwargs)
-        models = (self.text_encoder, self.transformer, self.vae)
-        if plan.device.type == "cpu" and models != self._aligned_models:
-            for model in models:
-                if model is not None:  # a compiled one has no truth value
-                    align_weights(model)
-            self._aligned_models = models  # looked at once: there are many weights, and a chunk may take milliseconds
+        if plan.device.type == "cpu":
+            align_weights_for(plan, (self.text_encoder, self.transformer, self.vae), own=self._own_models)
         prompt_embeds = request.prompt_embeds
         if prompt_embeds is None:
             prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
@@ -382,7 +388,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             try:
                 for search in searches:
                     while not search.is_finished:
-                        if not self._advance(search):
+                        if not self._advance(search, is_first=not any(each.chunk_index for each in searches)):
                             return
                         progress.update()
                     self._finish(search)
@@ -401,7 +407,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         output_type, num_given = plan.request.output_type, 0
         try:
             with self._chunk_bar(None if plan.is_endless else plan.num_chunks) as progress:
-                while self._advance(search):
+                while self._advance(search, is_first=search.chunk_index == 0):
                     progress.update()
                     if search.is_finished:
                         self._finish(search)
@@ -413,8 +419,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             search.settle_by_score()
             for index in range(num_given, search.chunk_index):
                 yield _stream_chunk(search, search.best_beams()[0], index, output_type)
-        except NoCandidateLeftError as error:
-            error.frames = _videos(searches, output_type, num_given)
+        except GeneratorExit:  # the caller leaves the stream
+            raise
+        except BaseException as error:
+            _let_go(error, searches, num_given)
             raise
         finally:
             self._end(searches)
@@ -422,8 +430,12 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     def _chunk_steps(self, search: PromptSearch) -> ChunkSteps:
         return ChunkSteps(self, search.inputs, search.prompt, search.chunk_index)
 
-    def _advance(self, search: PromptSearch) -> bool:
-        """One chunk: beams to candidates to beams. False when interrupted before it was finished."""
+    def _advance(self, search: PromptSearch, *, is_first: bool) -> bool:
+        """One chunk: beams to candidates to beams. False when interrupted before it was finished.
+
+        Args:
+            is_first: whether the call has finished no chunk yet.
+        """
         steps = self._chunk_steps(search)
         try:
             made = None if self._interrupt else self._choose(search, steps)
@@ -433,12 +445,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             return False
         if not made.kept:
             search.settle_by_score()
-            lost = next(candidate.lost for candidate in made.candidates if candidate.lost is not None)
-            raise NoCandidateLeftError(
-                f"No candidate of chunk {search.chunk_index} is left; the first of {len(made.candidates)} to be lost: "
-                f"{lost}. The chunks before are in this error's `frames` and `trace`.",
-                search.trace,
-            )
+            raise nothing_left(made.candidates, search.chunk_index, search.trace, is_first=is_first)
         records, survivors, log_weights = made.traces(), made.survivors, made.log_weights
         made = None  # the losers' decoder states, and the parents', go before the clean pass needs the room
         search.release_decoder_states()
@@ -465,13 +472,13 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             may_repeat=plan.request.candidate_seeds == "independent",
         )
         made = search.agreeing(made)
-        if plan.is_seen:
+        if plan.request.trace_thumbnails:
             made = replace(made, candidates=steps.decode(beams, made.candidates))
         if made.kept and plan.request.callback_on_chunk_end is not None:
             state = {"candidates": list(made.candidates), "kept": list(made.kept)}
-            answer = (plan.request.callback_on_chunk_end(self, search.chunk_index, state) or {}).get("kept")
-            if answer is not None:
-                kept = check_kept(answer, made.candidates, most_kept(plan.search))
+            answer = plan.request.callback_on_chunk_end(self, search.chunk_index, state)
+            kept = kept_by_callback(answer, made.candidates, most_kept(plan.search))
+            if kept is not None:
                 made = search.agreeing(Choice(made.candidates, kept))
         if plan.has_pixels:
             kept = [made.candidates[index] for index in dict.fromkeys(made.kept)]
@@ -523,23 +530,21 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     ) -> tuple[torch.Tensor, None]:
         """Text as the transformer reads it, in the pair that diffusers' pipelines give.
 
+        What of a prompt is cut off is logged, in one warning.
+
         Returns:
             `prompt_embeds` (B, max_sequence_length, text dim), zeros after the last token; and instead of
             negative ones None: distilled models are sampled without guidance.
+
+        Raises:
+            TypeError, ValueError: an invalid argument, or there is no text encoder or tokenizer.
+            ImportError: ftfy is not installed.
         """
-        device, negative_prompt_embeds = device or self._execution_device, None
-        tokens = self.tokenizer(
-            [prompt_clean(text) for text in ([prompt] if isinstance(prompt, str) else prompt)],
-            padding="max_length",
-            max_length=max_sequence_length,
-            truncation=True,
-            add_special_tokens=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        mask = tokens.attention_mask.to(device)
-        hidden_states = self.text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
-        prompt_embeds = hidden_states.masked_fill(mask[..., None] == 0, 0.0).to(device)
+        check_texts(prompt)
+        check_encoding(self.tokenizer, self.text_encoder, max_sequence_length)
+        texts, negative_prompt_embeds = [prompt] if isinstance(prompt, str) else prompt, None
+        models = (self.tokenizer, self.text_encoder)
+        prompt_embeds = embed_texts(texts, *models, max_sequence_length, device or self._execution_device)
         return prompt_embeds, negative_prompt_embeds
 
     def check_inputs(self, request: VideoRequest, memory: MemoryPolicy, height: int, width: int) -> None:
@@ -551,29 +556,39 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         if self.transformer is None:
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
         request.check(
-            has_text_encoder=None not in (self.text_encoder, self.tokenizer),
-            text_dim=self.transformer.config.text_dim,
             has_vae=self.vae is not None,
+            text_dim=self.transformer.config.text_dim,
             tensor_inputs=self._callback_tensor_inputs,
         )
-        check_policy(memory)
+        if request.prompt is not None:
+            check_encoding(self.tokenizer, self.text_encoder, request.max_sequence_length)
+        for name, monitor in (request.monitors or {}).items():
+            check_kind(f"monitors[{name!r}]", monitor)
         geometry, num_frames = self.geometry, request.num_frames
-        geometry.check_size(height, width)
+        given = {"height": request.height, "width": request.width}
+        names = (name if value is not None else f"default_{name}" for name, value in given.items())
+        geometry.check_size(height, width, tuple(names))
         geometry.check_window(policy_sink_frames(memory, self.config.sink_frames))
         if num_frames is not None or not isinstance(request, StreamRequest):
             geometry.check_num_frames(num_frames)
         if policy_positions(memory) == "absolute":
             geometry.check_absolute_positions(num_frames, type(memory).__name__)
 
-    def _chunk_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """C, F, h and w of one chunk's latents."""
-        factor = self.vae.config.scale_factor_spatial if self.vae is not None else 8
-        return self.transformer.config.in_channels, self.config.chunk_frames, height // factor, width // factor
-
     def _chunk_bar(self, num_chunks: int | None) -> tqdm:
         """A progress bar over chunks, endless if there is no number of them, as the user configured it."""
         options = {"desc": "chunks", **getattr(self, "_progress_bar_config", {})}
         return tqdm(itertools.count(), **options) if num_chunks is None else tqdm(total=num_chunks, **options)
+
+
+def _let_go(error: BaseException, searches: list[PromptSearch], num_given: int = 0) -> None:
+    """Takes the search's tensors out of an error on its way to the caller, and puts in what was finished.
+
+    Args:
+        num_given: chunks of a stream that the caller has.
+    """
+    clear_variables(error)
+    if isinstance(error, NoCandidateLeftError):
+        error.frames = _videos(searches, searches[0].plan.request.output_type, num_given)
 
 
 def _videos(searches: list[PromptSearch], output_type: str, first_chunk: int = 0) -> np.ndarray | torch.Tensor | list:

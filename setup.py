@@ -27,6 +27,7 @@ setup(
         "diffusers>=0.42",
         "transformers>=5.17",
         "accelerate>=1.10",
+        "ftfy>=6.2",
         "safetensors>=0.6",
         "huggingface_hub>=1.0",
         "imageio-ffmpeg>=0.6",

@@ -1,17 +1,19 @@
 """Descriptions of files and folders in words: layout, size and dtype, and what converts them."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..loaders.folder import PIPELINE
 from .base import open_base
-from .layouts import GENERATORS
+from .layouts import GENERATORS, WAN_BASE
 from .lora import find_loras
 from .reading import Checkpoint, TensorInfo, open_checkpoint, read_json
+from .sources import is_hub_id
 from .wan import FLAT, HALLMARK, WanLayout, find_wan_layouts
 
 VIDEOALIGN_KEY, HPSV3_KEY = "base_model.model.rm_head.weight", "rm_head.0.weight"  # heads of the reward models
-VIDEOALIGN_COMMAND = "stream-t1 convert videoalign --checkpoint"
+TEMPLATES = {"hpsv3": "hpsv3-1.0.0-py3-none-any.whl", "videoalign": "VideoAlign"}  # for --template: wheel, clone
 
 
 def describe(path: str | Path) -> str:
@@ -25,8 +27,38 @@ def describe(path: str | Path) -> str:
     if (path / "model_index.json").is_file():
         return "\n".join(_pipeline_lines(path))
     if (path / "model_config.json").is_file() and list(path.glob("checkpoint-*")):
-        return f"{path}: a VideoAlign folder\n  converted by: {VIDEOALIGN_COMMAND} {path}"
+        return f"{path}: a VideoAlign folder\n  converted by: {_of_reward('videoalign', path)}"
     return "\n".join(_checkpoint_lines(open_checkpoint(path)))
+
+
+def hub_lines(given: str) -> list[str]:
+    """What can be said of a model on the Hub, `org/name` or `org/name:file`, without asking the Hub.
+
+    Raises:
+        FileNotFoundError: it has no such form.
+    """
+    hub_id, _, file = str(given).partition(":")
+    if not is_hub_id(hub_id):
+        raise FileNotFoundError(
+            f"There is no checkpoint or other file at {given}. Give a path, or a Hub id such as {WAN_BASE}."
+        )
+    lines = [f"{given}: nothing on this disk; as a Hub id, of which nothing was fetched:"]
+    published = [(name, made) for name, made in GENERATORS.items() if made.hub_id == hub_id]
+    for name, made in published:
+        lines += [
+            f"  {made.title}, as its authors published it",
+            f"  converted by: stream-t1 convert {name} -o {name}",
+        ]
+    if hub_id == WAN_BASE:
+        lines += ["  Wan 2.1 text-to-video, the base of conversions", _use_as_base(hub_id)]
+    if not published and hub_id != WAN_BASE:
+        lines.append("  not one of the models that are known here by name")
+    fetch = shlex.join(["hf", "download", hub_id, *([file] if file else [])])
+    return [*lines, f"  to see what is in it, fetch it, then inspect the path that is printed: {fetch}"]
+
+
+def _use_as_base(base: str) -> str:
+    return f"  the base of a conversion: stream-t1 convert self-forcing -o self-forcing --base {shlex.quote(base)}"
 
 
 def _pipeline_lines(folder: Path) -> Iterable[str]:
@@ -47,14 +79,17 @@ def _pipeline_lines(folder: Path) -> Iterable[str]:
 
 def _use_of_folder(folder: Path, name: str) -> str:
     if name == PIPELINE[1]:
-        return "loads as it is: `StreamT1Pipeline.from_pretrained`"
+        return (
+            "loads as it is: `StreamT1Pipeline.from_pretrained`\n"
+            f'  makes videos: stream-t1 generate "a red circle moving left" --model {_quoted(folder)}'
+        )
     try:
         open_base(folder)
     except (ValueError, OSError) as error:
         return f"nothing here converts it: {error}"
     if name == "WanPipeline":
-        return f"the base of a conversion: stream-t1 convert {{{','.join(GENERATORS)}}} --base {folder}"
-    return f"converted by: stream-t1 convert fastvideo --checkpoint {folder}"
+        return _use_as_base(str(folder)).strip()
+    return f"converted by: stream-t1 convert fastvideo --checkpoint {_quoted(folder)} -o fastvideo"
 
 
 def _checkpoint_lines(checkpoint: Checkpoint) -> Iterable[str]:
@@ -66,25 +101,26 @@ def _checkpoint_lines(checkpoint: Checkpoint) -> Iterable[str]:
         if dict_name in layouts:
             what, use = _wan(layouts[dict_name], infos), _use_of_wan(checkpoint, set(layouts))
         elif VIDEOALIGN_KEY in infos:
-            folder = checkpoint.path.parent.parent  # the file belongs to one training step of the model
-            what, use = "a VideoAlign reward model in PEFT's keys", f"converted by: {VIDEOALIGN_COMMAND} {folder}"
+            folder = checkpoint.path.parent.parent  # the model is that of a training step
+            what = "a VideoAlign reward model in PEFT's keys"
+            use = f"converted by: {_of_reward('videoalign', folder)}"
         elif HPSV3_KEY in infos:
-            what, use = (
-                "an HPSv3 reward model",
-                f"converted by: stream-t1 convert hpsv3 --checkpoint {checkpoint.path}",
-            )
+            what, use = "an HPSv3 reward model", f"converted by: {_of_reward('hpsv3', checkpoint.path)}"
         elif dict_name in loras:
-            what, use = (
-                _lora(loras[dict_name], infos),
-                f"merged by: stream-t1 convert longlive --lora {checkpoint.path}",
-            )
+            what = _lora(loras[dict_name], infos)
+            use = f"merged by: stream-t1 convert longlive --lora {_quoted(checkpoint.path)} -o longlive"
         else:
             what, use = f"keys like `{next(iter(infos))}`", "nothing here converts it"
-        uses.append(use)
+        uses += use.splitlines()
         num_bytes = sum(info.num_bytes for info in infos.values())
         yield f"  {dict_name or FLAT}: {_size(infos.values(), num_bytes)}; {what}"
     if (checkpoint.path / "reward_config.json").is_file():
-        uses = ["a converted reward, which loads as it is: `Reward.from_pretrained`"]
+        is_image = read_json(checkpoint.path / "reward_config.json").get("kind") == "hpsv3"
+        option = "--image-reward" if is_image else "--video-reward"
+        uses = [
+            f'searched by: stream-t1 generate "a red circle moving left" {option} {_quoted(checkpoint.path)}',
+            "a converted reward, which loads as it is: `Reward.from_pretrained`",
+        ]
     for use in dict.fromkeys(uses):
         yield f"  {use}"
 
@@ -97,7 +133,18 @@ def _use_of_wan(checkpoint: Checkpoint, dict_names: set[str]) -> str:
     published = [name for name, generator in of_files.items() if checkpoint.path.name == Path(generator.file).name]
     by_layout = [name for name, generator in of_files.items() if generator.dicts[0] in dict_names]
     names = published or by_layout or list(of_files)
-    return f"converted by: stream-t1 convert {' or '.join(names)} --checkpoint {checkpoint.path}"
+    return "\n".join(
+        f"converted by: stream-t1 convert {name} --checkpoint {_quoted(checkpoint.path)} -o {name}" for name in names
+    )
+
+
+def _of_reward(name: str, checkpoint: Path) -> str:
+    return f"stream-t1 convert {name} --checkpoint {_quoted(checkpoint)} --template {TEMPLATES[name]} -o {name}"
+
+
+def _quoted(path: Path) -> str:
+    """For a shell, and never an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def _wan(layout: WanLayout, infos: Mapping[str, TensorInfo]) -> str:

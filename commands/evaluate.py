@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -22,22 +23,26 @@ from ..evaluation.results import (
     check_folder,
     check_same,
     differing_rows,
+    only_evaluation,
     read_configuration,
     read_rows,
 )
 from ..evaluation.running import Evaluation
-from ..evaluation.suites import NORMAL_FRAMES, Suite, comparison
+from ..evaluation.suites import NORMAL_FRAMES, Suite, comparison, read_prompts
 from ..loaders.saving import filled_folder
-from .generate import load_model
+from .generate import load_demo, load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Compares methods on any model, with any rewards and metrics. `accelerate launch -m stream_t1 evaluate ...` "
-        "spreads the videos over processes, GPUs and machines. A run that was killed goes on with the same command."
+        "spreads the videos over processes, GPUs and machines. A run that was killed goes on with the same command; "
+        "one that is started twice waits for the first."
     )
-    parser.add_argument("--model", required=True, help="folder or Hub id that StreamT1Pipeline loads")
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="one prompt in each line")
+    parser.add_argument("--model", help="folder or Hub id that StreamT1Pipeline loads; default: the demo")
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompts", type=Path, metavar="FILE", help="UTF-8, one prompt in each line")
+    prompts.add_argument("--prompt", action="append", metavar="TEXT", help="repeat for more")
     add_folder_arguments(parser)
     parser.add_argument("--image-reward", help="folder or Hub id of a converted reward")
     parser.add_argument("--video-reward", help="likewise")
@@ -113,6 +118,7 @@ def counts(text: str) -> list[int]:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Compares methods on a model."""
+    options.prompts = options.prompt or read_prompts(options.prompts)
     run_comparison(options, load_evaluation, choose_suites)
 
 
@@ -140,13 +146,25 @@ def run_comparison(
     kept = read_configuration(options.output) if evaluation is None else evaluation.configuration()
     suites = choose(options, len(kept["denoising_steps"]))
     check_reports(suites, options.output)
-    if not options.report_only:
+    if options.report_only:
+        return write_reports(options, evaluation, suites, kept["verdicts"])
+    with only_evaluation(options.output) if state.is_main_process else contextlib.nullcontext():
         make_videos(evaluation, options.output, suites, state)
-    if not state.is_main_process:
-        return
+        if state.is_main_process:
+            write_reports(options, evaluation, suites, kept["verdicts"])
+
+
+def write_reports(
+    options: argparse.Namespace, evaluation: Evaluation | None, suites: Sequence[Suite], verdicts: Sequence[str]
+) -> None:
+    """Writes and prints what the rows say.
+
+    Raises:
+        ValueError: the rows are not those of the folder that `--compare` names.
+    """
     rows = read_rows([options.output, *options.merge])
     for suite in suites:
-        print(write_report(suite, rows, kept["verdicts"], options.output))
+        print(write_report(suite, rows, verdicts, options.output))
     if options.sheet:
         print(draw_pairs(evaluation, suites[0], rows, options.sheet, options.output))
     if options.compare is not None:
@@ -169,7 +187,7 @@ def load_evaluation(options: argparse.Namespace, device: torch.device) -> Evalua
     Raises:
         ValueError: nothing is measured, or a method has no reward to search by.
     """
-    pipe = load_model(options.model)
+    pipe = load_demo() if options.model is None else load_model(options.model)
     for name in ("image_reward", "video_reward"):
         if getattr(options, name) is not None:
             setattr(pipe, name, getattr(options, name))
@@ -190,7 +208,7 @@ def choose_suites(options: argparse.Namespace, num_steps: int) -> list[Suite]:
     """The one comparison that the options describe.
 
     Raises:
-        ValueError: a method can't spend a budget, or there are no prompts.
+        ValueError: a method can't spend a budget.
     """
     return [
         comparison(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # the encoder's names of them
+TAG = "comment=stream-t1"
 RATE_FACTOR = 10  # of H.264: nothing lost that the eye sees
 COLORS = (  # converted, then tagged; players that find no tag take HD and SD for different ones
     "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,"
@@ -27,7 +28,7 @@ def write_video(frames: "numpy.ndarray", path: Path, fps: float, suffix: str) ->
     num_frames, height, width, _ = frames.shape
     given = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "pipe:0")
     encoded = ("-vf", COLORS, "-c:v", "libx264", "-crf", str(RATE_FACTOR), "-pix_fmt", "yuv420p")
-    tag = ("-metadata", "comment=stream-t1")
+    tag = ("-metadata", TAG)
     # By its descriptor: an encoder that an interruption left behind can't make the file again once it is deleted.
     output = "file:/dev/fd/1" if os.name == "posix" else _url(path)
     with open(path, "wb") as file:
@@ -45,6 +46,25 @@ def count_frames(path: Path) -> int:
     """
     decoded = ("-xerror", "-i", _url(path), "-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framecrc", "pipe:1")
     return sum(not line.startswith(b"#") for line in _run(*decoded).splitlines())
+
+
+def read_tag(path: Path) -> tuple[tuple[int, int], float, int, bool]:
+    """Of a video: width and height, frames per second, how many frames, and whether this project wrote it.
+
+    Raises:
+        ValueError: it can't be decoded.
+    """
+    import imageio_ffmpeg
+
+    try:
+        num_frames = count_frames(path)
+        tags = _run("-i", _url(path), "-f", "ffmetadata", "pipe:1").decode(errors="replace").splitlines()
+    except OSError as error:
+        raise ValueError(f"{path} is no video, or a damaged one: {error}") from error
+    reader = imageio_ffmpeg.read_frames(_url(path))
+    about = next(reader)
+    reader.close()
+    return about["size"], about["fps"], num_frames, any(tag.lower() == TAG for tag in tags)
 
 
 def _url(path: Path) -> str:

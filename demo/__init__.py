@@ -17,10 +17,12 @@ def load_pipeline(folder: str | Path = CHECKPOINT) -> "StreamT1Pipeline":  # noq
 
 
 def vocabulary_note(prompt: str) -> str | None:
-    """Says what the demo model knows, when the prompt names none of it."""
-    from .clips import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Caption, parse_caption
+    """What the demo model knows, when the prompt has other words or names nothing of it."""
+    from .clips import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Caption, parse_caption, unread_words
 
-    if parse_caption(prompt) != Caption():
+    unread, is_empty = unread_words(prompt), parse_caption(prompt) == Caption()
+    if not unread and not is_empty:
         return None
     known = (", ".join(names) for names in (SHAPES, COLORS, MOTIONS, BACKGROUNDS))
-    return "The demo model knows the shapes {}; the colours {}; the motions {}; the backgrounds {}.".format(*known)
+    knows = "knows the shapes {}; the colours {}; the motions {}; the backgrounds {}.".format(*known)
+    return f"The demo model does not read {', '.join(unread)}. It {knows}" if unread else f"The demo model {knows}"

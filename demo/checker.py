@@ -142,7 +142,7 @@ def shape_overlaps(track: ObjectTrack) -> torch.Tensor:
     frames, height, width = track.coverage.shape
     window = math.sqrt(0.11) * 2.2  # side of the crop as a share of the frame, for an object of usual area
     window = window * (track.area / 0.11).sqrt().clamp(0.5, 1.6)
-    steps = (torch.arange(TEMPLATE_PIXELS) + 0.5) / TEMPLATE_PIXELS - 0.5
+    steps = (torch.arange(TEMPLATE_PIXELS, dtype=torch.float32) + 0.5) / TEMPLATE_PIXELS - 0.5
     scale = FRAME_PIXELS / min(height, width)
     x = track.centers[:, :1] / (scale * width) + window[:, None] * steps  # (F, T)
     y = track.centers[:, 1:] / (scale * height) + window[:, None] * steps
@@ -158,11 +158,11 @@ def _templates() -> torch.Tensor:
     """The shapes (shapes, T, T), cut out as `shape_overlaps` cuts out objects."""
     covers = []
     for shape in SHAPES:
-        center = torch.tensor([[32.0, 32.0]])
+        center = torch.tensor([[32.0, 32.0]], dtype=torch.float32)
         coverage = shape_coverage(shape, center, 12.0)
         area = coverage.mean()
         window = math.sqrt(0.11) * 2.2 * math.sqrt(area / 0.11)
-        steps = (torch.arange(TEMPLATE_PIXELS) + 0.5) / TEMPLATE_PIXELS - 0.5
+        steps = (torch.arange(TEMPLATE_PIXELS, dtype=torch.float32) + 0.5) / TEMPLATE_PIXELS - 0.5
         middle_x, _ = _circular_mean(coverage.sum(dim=1))
         middle_y, _ = _circular_mean(coverage.sum(dim=2))
         covers.append(
@@ -180,8 +180,8 @@ def _sample_wrapped(coverage: torch.Tensor, x: torch.Tensor, y: torch.Tensor) ->
 
 
 def _linear_weights(position: torch.Tensor, count: int) -> torch.Tensor:
-    """Weight of each of `count` pixels in a sample at `position` (share of the frame), (F, T, count)."""
-    offset = position[:, :, None] * count - (torch.arange(count) + 0.5)
+    """How much each of `count` pixels adds to a sample at `position` (share of the frame), (F, T, count)."""
+    offset = position[:, :, None] * count - (torch.arange(count, dtype=position.dtype) + 0.5)
     offset = (offset + count / 2).remainder(count) - count / 2
     return (1 - offset.abs()).clamp(min=0)
 
@@ -192,7 +192,7 @@ def _circular_mean(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     weights: (F, length)
     """
     length = weights.shape[1]
-    angle = 2 * math.pi * (torch.arange(length, device=weights.device) + 0.5) / length
+    angle = 2 * math.pi * (torch.arange(length, dtype=weights.dtype, device=weights.device) + 0.5) / length
     cosine = (weights * angle.cos()).sum(dim=1)
     sine = (weights * angle.sin()).sum(dim=1)
     spread = 1 - torch.hypot(cosine, sine) / weights.sum(dim=1).clamp(min=1e-6)
@@ -206,8 +206,8 @@ def _unwrap(position: torch.Tensor) -> torch.Tensor:
 
 
 def _common_name(colors: torch.Tensor, palette: dict[str, tuple[int, int, int]]) -> str | None:
-    """Returns the palette's name for most of the frames (F, 3); None when frames disagree or no colour is near."""
-    table = torch.tensor(list(palette.values())) / 255
+    """The palette's name for most of the frames (F, 3), or None when frames disagree or no colour is near."""
+    table = torch.tensor(list(palette.values()), dtype=colors.dtype) / 255
     distance, index = torch.cdist(colors, table).min(dim=1)
     names = [list(palette)[i] if d < SAME_COLOR else None for i, d in zip(index.tolist(), distance, strict=True)]
     name, count = Counter(names).most_common(1)[0]

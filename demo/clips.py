@@ -60,6 +60,10 @@ MOTION_WORDS = {
 SHAPE_WORDS = {"circle": "circle", "disc": "circle", "ball": "circle", "triangle": "triangle", "cross": "cross"}
 SHAPE_WORDS["plus"] = "cross"
 COLOR_WORDS = {name: name for name in (*COLORS, *BACKGROUNDS)}
+JOINING_WORDS = frozenset(
+    "a an the and on in of over with is are it its that which to from at against before "
+    "moving moves move going goes drifting drifts shape background ground backdrop".split()
+)
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,18 @@ def parse_caption(text: str) -> Caption:
         background=found if found in BACKGROUNDS else None,
         motion=motion,
     )
+
+
+def unread_words(text: str) -> list[str]:
+    """The words of a prompt that change nothing: unknown ones, and colours where they are not known."""
+    caption, unread = parse_caption(text), {}
+    phrases = {*MOTION_WORDS, *SHAPE_WORDS, *COLOR_WORDS}
+    known = JOINING_WORDS | {word for phrase in phrases for word in phrase.split()}
+    for word in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower()):
+        is_used = COLOR_WORDS.get(word) in (None, caption.color, caption.background)
+        if word not in known or not is_used:
+            unread[word] = None
+    return list(unread)
 
 
 def all_captions() -> list[Caption]:
@@ -187,7 +203,7 @@ def shape_coverage(shape: str, centers: torch.Tensor, radius: float) -> torch.Te
     centers: (F, 2)
     Returns (F, H, W) in [0, 1].
     """
-    pixels = torch.arange(FRAME_PIXELS, dtype=torch.float32) + 0.5
+    pixels = torch.arange(FRAME_PIXELS, dtype=torch.float32, device=centers.device) + 0.5
     half = FRAME_PIXELS / 2
     x = (pixels - centers[:, :1] + half).remainder(FRAME_PIXELS) - half  # (F, W)
     y = (pixels - centers[:, 1:] + half).remainder(FRAME_PIXELS) - half  # (F, H)

@@ -40,7 +40,7 @@ class LegibilityReward(Reward):
         pixels = _shrink(frames).flatten(0, 1).float()  # (N, 3, H, W)
         background_match = _matches(pixels, BACKGROUNDS)  # (N, backgrounds, H, W)
         background_shares = background_match.mean(dim=(2, 3)) / (1 - USUAL_AREA)
-        backdrop = background_match[torch.arange(len(pixels)), background_shares.argmax(dim=1)]
+        backdrop = background_match[torch.arange(len(pixels), device=pixels.device), background_shares.argmax(dim=1)]
         coverage = ((0.8 - backdrop) / 0.6).clamp(0, 1)  # (N, H, W); small errors of a decoder are not an object
         area = coverage.mean(dim=(1, 2))
         color_shares = torch.einsum("nchw,nhw->nc", _matches(pixels, COLORS), coverage)
@@ -139,14 +139,14 @@ def _shape_scores(coverage: torch.Tensor) -> torch.Tensor:
     """Closeness of the object's moments to those of each shape, (N, shapes) in [0, 1]."""
     measured = _shape_moments(coverage)[:, None]
     usual = _usual_moments().to(coverage)
-    tolerance = torch.tensor([0.06, 0.12, 0.12]).to(coverage)
+    tolerance = coverage.new_tensor([0.06, 0.12, 0.12])
     return torch.exp(-0.5 * ((measured - usual) / tolerance).square().mean(dim=2))
 
 
 @cache
 def _usual_moments() -> torch.Tensor:
     """Moments (shapes, 3) of the shapes as they are drawn."""
-    middle = torch.tensor([[FRAME_PIXELS / 2, FRAME_PIXELS / 2]])
+    middle = torch.tensor([[FRAME_PIXELS / 2, FRAME_PIXELS / 2]], dtype=torch.float32, device="cpu")
     return torch.cat([_shape_moments(draw_shape(shape, middle, 12.0)) for shape in SHAPES])
 
 

@@ -8,17 +8,23 @@ Files that are kept for good may be gzipped.
 import contextlib
 import gzip
 import json
-from collections.abc import Iterable, Sequence
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import TextIO
 
 from diffusers.utils import logging
 
+from ..checkpoints.reading import read_json
 from ..search.files import check_place, new_file
 
 logger = logging.get_logger(__name__)
 
 CONFIGURATION = "configuration.json"
+LOCK = ".stream-t1.lock"
 ROW_FILES = "rows-*.jsonl*"
 SURROUNDINGS = "made_with"  # of a configuration: what may differ among rows that are compared
 UNREPEATABLE = ("seconds",)  # of a row: not the same twice
@@ -80,14 +86,59 @@ def check_folder(folder: Path) -> None:
     check_place(place, replace=True)
 
 
+@contextlib.contextmanager
+def only_evaluation(folder: Path) -> Iterator[None]:
+    """Makes a folder if need be, and waits while another evaluation is at work in it, on any machine that shares it.
+
+    The lock is the system's and goes with the process, however that ends; the file that is left then locks nothing.
+
+    Raises:
+        OSError: the folder takes no file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = _locked(folder / LOCK)
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        file.close()
+
+
+def _locked(path: Path) -> TextIO:
+    """The file at `path`, open and locked."""
+    try:
+        fcntl = import_module("fcntl")
+    except ImportError:
+        logger.warning(f"This system has no file locks: start no second evaluation on {path.parent} beside this one.")
+        return path.open("a+")
+    is_told = False
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not is_told:
+                file.seek(0)
+                logger.warning(f"{path.parent}: {file.read() or 'another process'} evaluates there; waiting for it.")
+            is_told = True
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # who had it before has deleted it
+
+
 def read_configuration(folder: Path) -> dict:
     """
     Raises:
         ValueError: the folder has none, or a damaged one.
     """
     try:
-        return json.loads((folder / CONFIGURATION).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        return read_json(folder / CONFIGURATION)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no results that can be read: {CONFIGURATION}: {error}") from error
 
 

@@ -1,5 +1,6 @@
 """Suites: comparisons of methods at budgets on prompts."""
 
+import codecs
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,21 +49,47 @@ class Suite:
             candidates_per_chunk(find_method(name), budget, num_steps)
 
 
-def comparison(
-    methods: Sequence[str], budgets: Sequence[int], prompts: Path, *, num_seeds: int, num_frames: int, num_steps: int
-) -> Suite:
-    """Compares methods at budgets on the prompts of a file; methods that try one candidate have the budget of one.
+def read_prompts(path: Path) -> list[str]:
+    """One prompt from each line of a text in UTF-8; empty where a line is.
+
+    A byte order mark at the beginning, and carriage returns at line ends, are no part of a prompt.
 
     Raises:
-        ValueError: a method can't spend a budget, or there is no prompt.
+        OSError: the file can't be read.
+        ValueError: it is no UTF-8, or has no prompt.
     """
-    texts = [line.strip() for line in prompts.read_text(encoding="utf-8").rstrip().splitlines()]
-    for number, text in enumerate(texts, start=1):
-        if not text:
-            logger.warning(f"{prompts}, line {number} is empty: its prompt is missing.")
-    present = list(dict.fromkeys(text for text in texts if text))
-    if not present:
-        raise ValueError(f"{prompts} has no prompts; it must have one in each line.")
+    prompts = []
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).rstrip().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    for number, line in enumerate(lines.split(b"\n"), start=1):
+        try:
+            prompts.append(line.decode("utf-8").strip())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number} is no UTF-8: {error}. Save the file as UTF-8.") from error
+        if not prompts[-1]:
+            logger.warning(f"{path}, line {number} is empty: its prompt is missing.")
+    if not any(prompts):
+        raise ValueError(f"{path} has no prompts; it must have one in each line.")
+    return prompts
+
+
+def comparison(
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    prompts: Sequence[str],
+    *,
+    num_seeds: int,
+    num_frames: int,
+    num_steps: int,
+) -> Suite:
+    """Methods at budgets on prompts; methods that try one candidate have the budget of one.
+
+    Args:
+        prompts: an empty one counts as missing.
+
+    Raises:
+        ValueError: a method can't spend a budget.
+    """
+    present = list(dict.fromkeys(text for text in prompts if text))
     entries = {
         (name, num_steps if find_method(name).competition == "none" else budget): None
         for name in methods
@@ -73,7 +100,7 @@ def comparison(
         tuple(entries),
         tuple((text, seed) for text in present for seed in range(num_seeds)),
         num_frames=num_frames,
-        num_lost=texts.count("") * num_seeds,
+        num_lost=list(prompts).count("") * num_seeds,
     )
     suite.check(num_steps)
     return suite

@@ -22,6 +22,7 @@ from . import saving
 ROOT = Path(__file__).parent.parent  # of the package, or of the copy that the loader made of a folder's code
 PIPELINE = ("pipeline_stream_t1", "StreamT1Pipeline")  # module and class
 SHIMS = ("stream_t1", "pipeline")
+KEEP_DTYPE = object()  # `DiffusionPipeline.from_pipe` casts to float32 where it is told nothing
 WANTED = (
     "StreamT1Pipeline takes Wan 2.1 text-to-video: folders that it saved, and those of `WanPipeline`, such as "
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
@@ -121,6 +122,8 @@ def _is_component(entry: object) -> bool:
 class FolderMixin:
     """Saving and loading, for a `DiffusionPipeline`: folders carry their code and name stock classes."""
 
+    _own_models: tuple = ()  # that nobody else has
+
     def save_pretrained(
         self,
         save_directory: str | PathLike,
@@ -195,7 +198,24 @@ class FolderMixin:
         super().register_to_config(**entries)
 
     @classmethod
+    def from_pretrained(cls, *arguments: str | PathLike, **options: object) -> "FolderMixin":
+        """`DiffusionPipeline.from_pretrained`. Models that it loads itself are the pipeline's own."""
+        pipe = super().from_pretrained(*arguments, **options)
+        models = {name: getattr(pipe, name) for name in ("text_encoder", "transformer", "vae") if name not in options}
+        pipe._own_models = tuple(model for model in models.values() if model is not None)
+        return pipe
+
+    @classmethod
     def from_pipe(cls, pipeline: object, **kwargs: object) -> "FolderMixin":
-        """`DiffusionPipeline.from_pipe`: of a `WanPipeline` with Wan 2.1, or another of this class."""
+        """`DiffusionPipeline.from_pipe`: of a `WanPipeline` with Wan 2.1, or another of this class.
+
+        The models are shared with that pipeline, so they are cast only if `dtype` is given.
+        """
         check_base({**pipeline.config, "_class_name": type(pipeline).__name__})
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["dtype"] = KEEP_DTYPE
         return super().from_pipe(pipeline, **kwargs)
+
+    def to(self, *args: object, **kwargs: object) -> "FolderMixin":
+        """`DiffusionPipeline.to`."""
+        return self if kwargs.get("dtype") is KEEP_DTYPE else super().to(*args, **kwargs)

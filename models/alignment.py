@@ -5,14 +5,84 @@ sum in an order that depends on it. With all of them aligned to 64 bytes, the sa
 bit, wherever they came from.
 """
 
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
 import torch
 
 ALIGNMENT = 64  # bytes: torch's own, for what it allocates
 
 
+@dataclass(eq=False)
+class _Moved:
+    """A weight that lies elsewhere for as long as somebody needs it to."""
+
+    tensor: torch.Tensor
+    original: torch.Tensor  # where it lay
+    num_users: int = 0
+
+
+_moved: dict[int, _Moved] = {}  # by the weight's id; pipelines share models, and threads a pipeline
+_lock = threading.RLock()
+
+
 def align_weights(model: torch.nn.Module) -> None:
-    """Copies CPU weights that are not aligned to 64 bytes to memory that is, in place."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)  # a quantised one keeps its data elsewhere
-        if is_plain and tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+    """Copies weights that do not lie at a multiple of 64 bytes of the CPU's memory to where they do, in place."""
+    for tensor in _plain_weights(model):
+        if tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()
+
+
+def align_weights_for(
+    user: object, models: Iterable[torch.nn.Module | None], own: Sequence[torch.nn.Module] = ()
+) -> None:
+    """Does so until `user` is no more; then they lie where they did, and the models' owner gets the bits of before.
+
+    Args:
+        own: those of the models that nobody else uses; their weights stay where they are put.
+    """
+    shared = []
+    for model in models:
+        if any(model is each for each in own):
+            align_weights(model)
+        elif model is not None:  # a compiled one has no truth value
+            shared.append(model)
+    moved = []
+    with _lock:
+        for tensor in (tensor for model in shared for tensor in _plain_weights(model)):
+            if id(tensor) not in _moved and tensor.data_ptr() % ALIGNMENT:
+                _moved[id(tensor)] = _Moved(tensor, tensor.data)
+                tensor.data = tensor.data.clone()
+            if id(tensor) in _moved:
+                _moved[id(tensor)].num_users += 1
+                moved.append(id(tensor))
+    if moved:
+        weakref.finalize(user, _put_back, moved).atexit = False
+
+
+def _put_back(keys: list[int]) -> None:
+    with _lock:
+        for key in keys:
+            weight = _moved[key]
+            weight.num_users -= 1
+            if weight.num_users == 0:
+                del _moved[key]
+                _restore(weight.tensor, weight.original)
+
+
+def _restore(tensor: torch.Tensor, original: torch.Tensor) -> None:
+    """What was done to the weight meanwhile is kept."""
+    if (tensor.device, tensor.dtype, tensor.shape) == (original.device, original.dtype, original.shape):
+        if not torch.equal(tensor.data, original):
+            original.copy_(tensor.data)
+        tensor.data = original
+
+
+def _plain_weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Those in the CPU's memory; a quantised one keeps its numbers elsewhere."""
+    plain = (torch.Tensor, torch.nn.Parameter)
+    return [
+        each for each in (*model.parameters(), *model.buffers()) if type(each) in plain and each.device.type == "cpu"
+    ]

@@ -141,7 +141,7 @@ class ModelCosts:
                 tokens = context_chunks * self.chunk_tokens
                 context.key, context.value = torch.empty(2, 1, tokens, *heads, dtype=block.dtype)
             with torch.no_grad(), LiveBytes() as live, _FusedAttention():
-                block(latents, torch.empty(batch_size), embeds, context=context)
+                block(latents, torch.empty(batch_size, dtype=torch.float32), embeds, context=context)
         return context_chunks * self.chunk_bytes + live.peak
 
     def decode_flops(self, is_first: bool) -> int:

@@ -9,7 +9,6 @@ Axes: B batch, C channels, F latent frames, H and W latent height and width, L t
 
 import functools
 import json
-import types
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -19,7 +18,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor, _get
 from diffusers.utils.peft_utils import apply_lora_scale
 
 from . import memory as chunk_memory
-from . import rotary
+from . import rotary, second_module
 
 
 class CausalWanAttnProcessor(WanAttnProcessor):
@@ -96,8 +95,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         for block in self.blocks:
             for attention in (block.attn1, block.attn2):
                 stock, processor = attention.processor, CausalWanAttnProcessor()
-                processor._attention_backend = stock._attention_backend
-                processor._parallel_config = stock._parallel_config
+                for name in ("_attention_backend", "_parallel_config"):
+                    setattr(processor, name, getattr(stock, name, None))  # a user's processor may lack them
                 attention.set_processor(processor)
 
     def to_json_string(self) -> str:
@@ -107,14 +106,14 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
     @classmethod
     def adopt(cls, transformer: WanTransformer3DModel) -> "CausalWanTransformer3DModel":
-        """Turns a stock transformer into a causal one in place: same object, same weights, same hooks.
+        """A causal transformer over the weights of a stock one, which stays what it is and goes on serving others.
 
-        It still serves `WanPipeline`, and modules that are quantised, compiled or carry a LoRA stay as they are.
+        Modules that are quantised, compiled, hooked or carry a LoRA are so in both: see `second_module`. One that is
+        causal already is returned as it is.
 
         Raises:
             TypeError: `transformer` is neither a stock Wan transformer nor a causal one.
-            ValueError: it is conditioned on an image, or under group offload already, whose hooks hold on to the
-                stock forward.
+            ValueError: it is conditioned on an image, or under group offload or a step cache already.
         """
         module = getattr(transformer, "_orig_mod", transformer)  # what `torch.compile(model)` wraps
         if not isinstance(module, WanTransformer3DModel):
@@ -129,16 +128,9 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             )
         if isinstance(module, cls):
             return transformer
-        if getattr(module, "_diffusers_hook", None) is not None:
-            raise ValueError(
-                "`transformer` is already under group offload. Build the pipeline first, then call "
-                "`pipe.enable_group_offload(...)`."
-            )
-        module.__class__ = cls
-        module._install_processors()
-        if hasattr(module, "_old_forward"):  # accelerate's hook captured the stock forward
-            module._old_forward = types.MethodType(cls.forward, module)
-        return transformer
+        adopted = second_module.second_module(transformer, cls)
+        getattr(adopted, "_orig_mod", adopted)._install_processors()
+        return adopted
 
     def forward(
         self,

@@ -5,9 +5,10 @@ Axes: B clips, F frames, H height and W width in pixels.
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers.utils import logging
@@ -24,8 +25,12 @@ class RewardOutput:
 
     score: torch.Tensor  # (B,) float
     parts: dict[str, torch.Tensor] = field(default_factory=dict)  # name to (B,), for the trace only
-    lost: tuple[str | None, ...] | None = None  # B reasons why a clip could not be scored; None: all could
-    gated: tuple[str | None, ...] | None = None  # B reasons why a clip was left out on purpose; None: none was
+    lost: tuple[str | None, ...] | None = None  # B reasons: why a clip could not be scored; None: all could
+    gated: tuple[str | None, ...] | None = None  # B reasons: why a clip was left out on purpose; None: none was
+    errors: tuple[Exception | None, ...] | None = None  # B exceptions behind `lost`, where there are some
+
+
+Reason = TypeVar("Reason", str, Exception)
 
 
 class RewardFormatError(TypeError):
@@ -61,9 +66,9 @@ class Reward(torch.nn.Module):
 
     def __init__(self, *, micro_batch_size: int | None = None) -> None:
         super().__init__()
+        self.micro_batch_size = None
         if micro_batch_size is not None:
-            check_count("micro_batch_size", micro_batch_size)
-        self.micro_batch_size = micro_batch_size
+            self.micro_batch_size = whole_number("micro_batch_size", micro_batch_size, least=1)
         self._offloads = False
         self._work_device: torch.device | None = None
 
@@ -199,7 +204,11 @@ class Reward(torch.nn.Module):
                 f"`{type(self).__name__}` gave a {type(score).__name__}; it must give a float tensor, one score per "
                 "clip, or a `RewardOutput` with such a `score`."
             )
-        return RewardOutput(output) if torch.is_tensor(output) else output
+        if torch.is_tensor(output):
+            return RewardOutput(output)
+        if not isinstance(output.parts, Mapping | None):
+            raise RewardFormatError(f"`{type(self).__name__}` gave `parts` that are no dict of names to tensors.")
+        return output
 
     def _as_floats(self, frames: torch.Tensor) -> torch.Tensor:
         """Converts frames for `forward`: float32 in [0, 1], on the device of the weights."""
@@ -231,8 +240,7 @@ class PictureReward(Reward):
 
     def __init__(self, *, frame_stride: int = 1, micro_batch_size: int | None = None) -> None:
         super().__init__(micro_batch_size=micro_batch_size)
-        check_count("frame_stride", frame_stride)
-        self.frame_stride = frame_stride
+        self.frame_stride = whole_number("frame_stride", frame_stride, least=1)
 
     def selected_frames(self, num_frames: int, fps: float | None) -> slice:
         return slice(None, None, self.frame_stride)
@@ -245,14 +253,15 @@ class PictureReward(Reward):
         def mean(values: torch.Tensor) -> torch.Tensor:
             return values.unflatten(0, (-1, num_frames)).mean(dim=1)
 
-        def first(reasons: tuple[str | None, ...] | None) -> tuple[str | None, ...] | None:
+        def first(reasons: tuple[Reason | None, ...] | None) -> tuple[Reason | None, ...] | None:
             if reasons is None:
                 return None
             clips = (reasons[begin : begin + num_frames] for begin in range(0, len(reasons), num_frames))
             return tuple(next((reason for reason in clip if reason is not None), None) for clip in clips)
 
         parts = {name: mean(values) for name, values in (output.parts or {}).items()}
-        return RewardOutput(mean(output.score), parts, first(output.lost), first(output.gated))
+        reasons = (first(given) for given in (output.lost, output.gated, output.errors))
+        return RewardOutput(mean(output.score), parts, *reasons)
 
 
 class ModuleReward(Reward):
@@ -276,29 +285,56 @@ def as_component(reward: Callable | str | Path | None) -> Callable | None:
     return ModuleReward(reward) if is_plain else reward
 
 
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Checks that an argument is a whole number of at least `least`.
+# Checks of numbers as in search/geometry.py: a module here imports only its siblings, for the Hub's loader.
+
+
+def whole_number(name: str, value: object, least: int) -> int:
+    """`value` as Python's own int; numpy's are taken too.
 
     Raises:
-        ValueError: it is not.
+        TypeError: it is no whole number.
+        ValueError: it is below `least`.
     """
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` is {value!r}; it must be a whole number, {least} or more.")
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"`{name}` is {value!r}; it must be a whole number, {least} or more.")
+    if value < least:
+        raise ValueError(f"`{name}` is {value}; it must be a whole number, {least} or more.")
+    return int(value)
 
 
-def check_number(name: str, value: float) -> None:
-    """Checks that an argument is a finite number.
+def real_number(name: str, value: object, above: float | None = None) -> float:
+    """`value` as Python's own number, whole ones as int; numpy's are taken too.
 
     Raises:
-        ValueError: it is not.
+        TypeError: it is no real number.
+        ValueError: it is not finite, or not above `above`.
     """
-    if not _is_finite(value):
-        raise ValueError(f"`{name}` is {value!r}; it must be a finite number.")
+    wanted = "a finite number" if above is None else f"a finite number above {above}"
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"`{name}` is {value!r}; it must be {wanted}.")
+    if not _is_finite(value) or (above is not None and not value > above):
+        raise ValueError(f"`{name}` is {value!r}; it must be {wanted}.")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """
+    Raises:
+        TypeError: `value` is no object of this class.
+    """
+    if not isinstance(value, kind):
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise TypeError(f"`{name}` is {given}; it must be a {kind.__name__}.")
 
 
 def _is_finite(value: object) -> bool:
-    """Tells whether a value is a finite real number, of Python or of numpy."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite real number, of Python or of numpy."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int of hundreds of digits
+        return False
 
 
 def check_plain_words(prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -361,17 +397,29 @@ def check_clips(frames: torch.Tensor, prompt: list[str], fps: float | None, *, n
 
 
 def _joined(outputs: list[RewardOutput]) -> RewardOutput:
-    """Concatenates the outputs of micro-batches."""
-    sizes = [len(output.score) for output in outputs]
+    """The outputs of micro-batches as one.
+
+    Raises:
+        RewardFormatError: they have not all the same parts.
+    """
+    sizes, names = [len(output.score) for output in outputs], set(outputs[0].parts or {})
+    other = next((set(output.parts or {}) for output in outputs if set(output.parts or {}) != names), None)
+    if other is not None:
+        raise RewardFormatError(
+            f"`parts` of one call differ between its micro-batches: {sorted(names ^ other)} are not in all of them."
+        )
     return RewardOutput(
         torch.cat([output.score for output in outputs]),
         {name: torch.cat([output.parts[name] for output in outputs]) for name in outputs[0].parts or {}},
         _joined_reasons([output.lost for output in outputs], sizes),
         _joined_reasons([output.gated for output in outputs], sizes),
+        _joined_reasons([output.errors for output in outputs], sizes),
     )
 
 
-def _joined_reasons(reasons: list[tuple[str | None, ...] | None], sizes: list[int]) -> tuple[str | None, ...] | None:
+def _joined_reasons(
+    reasons: list[tuple[Reason | None, ...] | None], sizes: list[int]
+) -> tuple[Reason | None, ...] | None:
     if all(given is None for given in reasons):
         return None
     return tuple(reason for given, size in zip(reasons, sizes, strict=True) for reason in given or (None,) * size)

@@ -83,9 +83,9 @@ class RewardChat:
         rows = {prompt: self._row(prompt, num_placeholders) for prompt in dict.fromkeys(prompts)}
         longest = max(map(len, rows.values()))
         pad = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([rows[prompt] + [pad] * (longest - len(rows[prompt])) for prompt in prompts])
-        lengths = torch.tensor([len(rows[prompt]) for prompt in prompts])
-        return ids, (torch.arange(longest) < lengths[:, None]).long()
+        ids = [rows[prompt] + [pad] * (longest - len(rows[prompt])) for prompt in prompts]
+        mask = [[int(place < len(rows[prompt])) for place in range(longest)] for prompt in prompts]
+        return torch.tensor(ids, device="cpu"), torch.tensor(mask, device="cpu")
 
     def _row(self, prompt: str, num_placeholders: int) -> list[int]:
         text = OPENING + self.placeholder + AFTER_PIXELS + self.template.fill(prompt) + CLOSING

@@ -41,6 +41,8 @@ class ClipTextReward(base.PictureReward):
         micro_batch_size: int | None = None,
     ) -> None:
         super().__init__(frame_stride=frame_stride, micro_batch_size=micro_batch_size)
+        base.check_type("model", model, nn.Module)
+        base.check_type("tokenizer", tokenizer, PreTrainedTokenizerBase)
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
 
     @classmethod
@@ -78,9 +80,10 @@ class ClipTextReward(base.PictureReward):
             padding=True,
             truncation=True,
             max_length=self.model.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        ).to(self.model.device)
-        texts = self.model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
+        )
+        read = (tokens.input_ids, tokens.attention_mask)
+        read = (torch.tensor(rows, device=self.model.device) for rows in read)  # else on the default device
+        texts = self.model.get_text_features(*read).pooler_output
         rows = torch.tensor([different.index(text) for text in prompt], device=texts.device)
         return functional.cosine_similarity(pictures.float(), texts.float()[rows])
 
@@ -128,6 +131,8 @@ class AestheticReward(base.PictureReward):
         micro_batch_size: int | None = None,
     ) -> None:
         super().__init__(frame_stride=frame_stride, micro_batch_size=micro_batch_size)
+        base.check_type("model", model, nn.Module)
+        base.check_type("layers", layers, nn.Module)
         self.model, self.layers = model.eval().requires_grad_(False), layers.requires_grad_(False)
 
     @classmethod

@@ -6,11 +6,13 @@ reward once per chunk, and otherwise only on the last beams.
 Axes: B clips, F frames, H height and W width in pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from . import base, scoring
+from . import arguments, base, scoring
 
 NORMALIZATIONS = (None, "zscore", "rank")
 
@@ -19,19 +21,21 @@ class CombinedReward(base.Reward):
     """Base of rewards made of others, each of which makes its own micro-batches and moves its own weights.
 
     Args:
-        rewards: any callables `reward(frames, prompt, fps)`; plain modules and loaded folders too.
+        rewards: any callables `reward(frames, prompt, fps)`; plain modules, folders and Hub ids of converted rewards
+            too. Under the names of their arguments, for messages.
     """
 
-    def __init__(self, rewards: Sequence[Callable]) -> None:
+    def __init__(self, rewards: Mapping[str, Callable | str | Path]) -> None:
         super().__init__()
-        rewards = [base.as_component(reward) for reward in rewards]
-        for reward in rewards:
-            if not callable(reward):
-                raise TypeError(f"{reward!r} is not a reward; it must be a callable `reward(frames, prompt, fps)`.")
+        for name, reward in rewards.items():
+            arguments.check_kind(name, reward)
             if isinstance(reward, GatedReward):
                 raise TypeError(
-                    "A gate goes around other rewards, not into them: `GatedReward(gate, WeightedReward(...))`."
+                    f"`{name}` is a gate, which goes around other rewards, not into them: "
+                    "`GatedReward(gate, WeightedReward(...))`."
                 )
+        rewards = [arguments.loaded_reward(name, reward) for name, reward in rewards.items()]
+        rewards = [base.as_component(reward) for reward in rewards]
         self.rewards = tuple(rewards)
         # Modules among them follow `to`, and their weights are among the parameters.
         self.registered = torch.nn.ModuleList([r for r in rewards if isinstance(r, torch.nn.Module)])
@@ -74,23 +78,25 @@ class WeightedReward(CombinedReward):
     """
 
     def __init__(self, rewards: Sequence[Callable], weights: Sequence[float], *, normalize: str | None = None) -> None:
+        for name, given, wanted in (("rewards", rewards, "rewards"), ("weights", weights, "numbers")):
+            if isinstance(given, str | bytes) or not isinstance(given, Sequence | np.ndarray):
+                raise TypeError(f"`{name}` is {given!r}; it must be a list of {wanted}.")
         if len(rewards) == 0 or len(rewards) != len(weights):
             raise ValueError(f"`rewards` has {len(rewards)} and `weights` {len(weights)}; give one weight per reward.")
-        if normalize not in NORMALIZATIONS:
+        if not isinstance(normalize, str | None) or normalize not in NORMALIZATIONS:
             raise ValueError(f'`normalize` is {normalize!r}; it must be None, "zscore" or "rank".')
-        for index, weight in enumerate(weights):
-            base.check_number(f"weights[{index}]", weight)
-        super().__init__(rewards)
-        self.weights, self.normalize = tuple(weights), normalize
+        weights = tuple(base.real_number(f"weights[{index}]", weight) for index, weight in enumerate(weights))
+        super().__init__({f"rewards[{index}]": reward for index, reward in enumerate(rewards)})
+        self.weights, self.normalize = weights, normalize
 
     def _score_checked(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
         names = _distinct([reward_name(reward) for reward in self.rewards])
-        total, parts = torch.zeros(len(frames)), {}
-        lost: list[str | None] = [None] * len(frames)
+        total, parts = torch.zeros(len(frames), dtype=torch.float32, device="cpu"), {}
         results = [self._scores(reward, frames, prompt, fps) for reward in self.rewards]
-        for column in results:
-            lost = [reason or result.problem for reason, result in zip(lost, column, strict=True)]
-        alive = torch.tensor([reason is None for reason in lost])
+        first = [next((r for r in row if r.problem is not None), None) for row in zip(*results, strict=True)]
+        lost = tuple(None if result is None else result.problem for result in first)
+        errors = tuple(None if result is None else result.error for result in first)
+        alive = torch.tensor([reason is None for reason in lost], device="cpu")
         for name, weight, column in zip(names, self.weights, results, strict=True):
             scores = _column([result.score for result in column])
             total[alive] += weight * normalized(scores[alive], self.normalize)
@@ -98,7 +104,7 @@ class WeightedReward(CombinedReward):
             for part in dict.fromkeys(key for result in column for key in result.parts):
                 parts[f"{name}.{part}"] = _column([result.parts.get(part) for result in column])
         total[~alive] = float("nan")
-        return base.RewardOutput(total, parts, tuple(lost))
+        return base.RewardOutput(total, parts, lost, errors=errors)
 
 
 class GatedReward(CombinedReward):
@@ -117,9 +123,8 @@ class GatedReward(CombinedReward):
     """
 
     def __init__(self, gate: Callable, reward: Callable, *, bound: float, at_least: int) -> None:
-        super().__init__([gate, reward])
-        base.check_number("bound", bound)
-        base.check_count("at_least", at_least)
+        bound, at_least = base.real_number("bound", bound), base.whole_number("at_least", at_least, least=1)
+        super().__init__({"gate": gate, "reward": reward})
         self.bound, self.at_least = bound, at_least
 
     def check_request(self, prompts: list[str], num_beams: int) -> None:
@@ -134,7 +139,7 @@ class GatedReward(CombinedReward):
         gate, reward = self.rewards
         gate_results = self._scores(gate, frames, prompt, fps)
         rows = passing([result.score for result in gate_results], self.bound, self.at_least)
-        lost = [result.problem for result in gate_results]
+        lost, errors = [result.problem for result in gate_results], [result.error for result in gate_results]
         gated = [
             None if row in rows or lost[row] else f"gated out: {reward_name(gate)} scored {result.score:.4g}"
             for row, result in enumerate(gate_results)
@@ -145,9 +150,10 @@ class GatedReward(CombinedReward):
             results = self._scores(reward, frames[rows], [prompt[row] for row in rows], fps)
             for row, result in zip(rows, results, strict=True):
                 scores[row], lost[row], named[row] = result.score, result.problem, result.parts
+                errors[row] = result.error
         parts = {"gate": _column([result.score for result in gate_results])}
         parts |= {key: _column([row.get(key) for row in named]) for key in dict.fromkeys(k for r in named for k in r)}
-        return base.RewardOutput(_column(scores), parts, tuple(lost), tuple(gated))
+        return base.RewardOutput(_column(scores), parts, tuple(lost), tuple(gated), tuple(errors))
 
 
 def passing(scores: Sequence[float | None], bound: float, at_least: int) -> list[int]:
@@ -166,7 +172,7 @@ def normalized(scores: torch.Tensor, method: str | None) -> torch.Tensor:
         return ((scores.double() - scores.double().mean()) / (deviation if deviation > 0 else 1.0)).float()
     below = (scores[None, :] < scores[:, None]).sum(dim=1)
     equal = (scores[None, :] == scores[:, None]).sum(dim=1) - 1
-    return (below + equal / 2) / max(len(scores) - 1, 1)
+    return (below.float() + equal.float() / 2) / max(len(scores) - 1, 1)
 
 
 def reward_name(reward: Callable) -> str:
@@ -182,4 +188,5 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _column(values: Sequence[float | None]) -> torch.Tensor:
-    return torch.tensor([float("nan") if value is None else value for value in values])
+    numbers = [float("nan") if value is None else value for value in values]
+    return torch.tensor(numbers, dtype=torch.float32, device="cpu")

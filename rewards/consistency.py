@@ -32,8 +32,9 @@ class ConsistencyReward(base.Reward):
 
     def __init__(self, model: PreTrainedModel, *, frame_stride: int = 1, micro_batch_size: int | None = None) -> None:
         super().__init__(micro_batch_size=micro_batch_size)
-        base.check_count("frame_stride", frame_stride)
-        self.model, self.frame_stride = model.eval().requires_grad_(False), frame_stride
+        base.check_type("model", model, torch.nn.Module)
+        self.model = model.eval().requires_grad_(False)
+        self.frame_stride = base.whole_number("frame_stride", frame_stride, least=1)
 
     def selected_frames(self, num_frames: int, fps: float | None) -> slice:
         return slice(None, None, self.frame_stride)

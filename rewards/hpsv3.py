@@ -7,6 +7,7 @@ import torch
 
 from . import base, chat, loading, qwen2_vl, resizing, vision_input
 
+RewardChat = chat.RewardChat  # in the constructor an argument hides the module
 REWARD_TOKENS = ("<|Reward|>",)
 NUM_PIXELS = 256 * 28 * 28  # both least and most: every picture is resized to about this area
 
@@ -38,7 +39,11 @@ class HPSv3Reward(base.PictureReward):
         micro_batch_size: int | None = 16,
     ) -> None:
         super().__init__(frame_stride=frame_stride, micro_batch_size=micro_batch_size)
-        self.model, self.chat, self.confidence, self.num_pixels = model, chat, confidence, num_pixels
+        base.check_type("model", model, torch.nn.Module)
+        base.check_type("chat", chat, RewardChat)
+        self.model, self.chat = model, chat
+        self.confidence = base.real_number("confidence", confidence)
+        self.num_pixels = base.whole_number("num_pixels", num_pixels, least=1)
 
     @classmethod
     def from_folder(

@@ -83,6 +83,7 @@ class ConvertedFolder:
         return tensors
 
     def _weight_files(self) -> list[Path]:
+        """Of one layout, the converter's own; `checkpoints/reading.py` reads those that are found elsewhere."""
         index = self.path / f"{WEIGHTS_STEM}.safetensors.index.json"
         if not index.is_file():
             return [self._file(f"{WEIGHTS_STEM}.safetensors")]
@@ -177,7 +178,7 @@ def _download(name: str) -> Path:
 
 
 def _read_json(path: Path, needed: Sequence[str]) -> dict:
-    """Reads a dict that has these keys.
+    """A dict that has these keys. `checkpoints/reading.py` has another, where the Hub's loader can't find it.
 
     Raises:
         ValueError: the file holds something else.

@@ -94,8 +94,7 @@ class ChunkSeamReward(PixelReward):
 
     def __init__(self, frames_per_chunk: int = 12) -> None:
         super().__init__()
-        base.check_count("frames_per_chunk", frames_per_chunk, least=2)
-        self.frames_per_chunk = frames_per_chunk
+        self.frames_per_chunk = base.whole_number("frames_per_chunk", frames_per_chunk, least=2)
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
         differences = frame_differences(frames)  # (B, P); the i-th is between the frames i and i + 1
@@ -129,7 +128,9 @@ def block_shifts(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
     before, after: (B, P, H, W)
     """
-    window = torch.hann_window(BLOCK + 2, periodic=False, device=before.device)[1:-1]  # neither end is 0
+    window = torch.hann_window(BLOCK + 2, periodic=False, dtype=before.dtype, device=before.device)[
+        1:-1
+    ]  # none of its ends is 0
     window = window[:, None] * window
     spectra, flat = [], []
     for image in (before, after):

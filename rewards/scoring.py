@@ -4,7 +4,8 @@ Axes: B clips, F frames, H height and W width in pixels.
 """
 
 import math
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +26,7 @@ class RewardScore:
     parts: dict[str, float] = field(default_factory=dict)
     problem: str | None = None  # why it has none, against the search's will
     gated: str | None = None  # why it has none, as the reward was told
+    error: Exception | None = None  # behind the problem, if one was raised
 
 
 def score_clips(
@@ -32,7 +34,8 @@ def score_clips(
 ) -> list[RewardScore]:
     """A score for each of B clips.
 
-    A call that raises is repeated clip by clip, and clips that raise again, or score no finite number, get None.
+    A call that raises is repeated clip by clip, and clips that raise again, or score no finite number, get None. What
+    was raised keeps its traceback, and of the variables in it nothing.
 
     Args:
         reward: any `reward(frames, prompt, fps)`. A `Reward` gets the frames as they are and makes floats of a
@@ -51,38 +54,85 @@ def score_clips(
             output = reward(frames if is_ready else frames.to(torch.float32).div_(255.0), prompts, fps)
     except base.RewardFormatError:  # of a reward inside of this one
         raise
-    except Exception as error:  # a reward is foreign code: whatever it raises must cost one candidate, not the run
-        problem = f"`{name}` raised {type(error).__name__}: {error}"
+    except Exception as caught:  # a reward is foreign code: whatever it raises must cost one candidate, not the run
+        problem = f"`{name}` raised {type(caught).__name__}: {caught}"
+        # Without this frame and the others' variables: they hold the clips for as long as the error is kept.
+        error = caught.with_traceback(caught.__traceback__.tb_next)
+        clear_variables(error)
     else:
         return _read(output, len(frames), name)
     if len(frames) == 1:
-        return [RewardScore(None, problem=problem)]
+        return [RewardScore(None, problem=problem, error=error)]
     logger.warning(f"{problem}. Trying its {len(frames)} clips one by one.")
     singles = zip(frames.split(1), prompts, strict=True)
     return [score for clip, text in singles for score in score_clips(reward, clip, [text], fps, name=name)]
 
 
+def clear_variables(error: BaseException | None) -> None:
+    """Empties the finished frames of an error's traceback, their callers', and those of the errors before it.
+
+    They hold tensors alive for as long as the error is kept. Files and lines stay, so that it is printed as ever.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            while frame is not None and id(frame) not in seen:
+                seen.add(id(frame))
+                try:
+                    frame.clear()
+                except RuntimeError:  # it still runs, and so do its callers
+                    break
+                frame = frame.f_back
+        error = error.__cause__ or error.__context__
+
+
 def _read(output: object, batch_size: int, name: str) -> list[RewardScore]:
     scores = _numbers(getattr(output, "score", output), batch_size, name)
-    parts = getattr(output, "parts", None) or {}
-    parts = {key: _numbers(values, batch_size, f"{name}, part {key}") for key, values in parts.items()}
-    lost, gated = (getattr(output, kind, None) or (None,) * batch_size for kind in ("lost", "gated"))
+    parts = getattr(output, "parts", None)
+    parts = {} if parts is None else parts
+    if not isinstance(parts, Mapping) or not all(isinstance(part, str) for part in parts):
+        raise base.RewardFormatError(f"`{name}` gave `parts` that are no dict of names to tensors.")
+    parts = {part: _numbers(values, batch_size, f"{name}, part {part}") for part, values in parts.items()}
+    lost, gated, errors = (_reasons(output, kind, batch_size, name) for kind in ("lost", "gated", "errors"))
     results = []
     for row, score in enumerate(scores):
-        named = {key: values[row] for key, values in parts.items() if math.isfinite(values[row])}
+        named = {part: values[row] for part, values in parts.items() if math.isfinite(values[row])}
         if lost[row] is None and gated[row] is None and math.isfinite(score):
             results.append(RewardScore(score, named))
         else:
-            problem = None if gated[row] else lost[row] or f"`{name}` scored {score}"
-            results.append(RewardScore(None, named, problem, gated[row]))
+            problem = f"`{name}` scored {score}" if lost[row] is None else f"`{name}`: {lost[row]}"
+            problem = None if gated[row] else problem
+            results.append(RewardScore(None, named, problem, gated[row], errors[row]))
     return results
+
+
+def _reasons(output: object, kind: str, batch_size: int, name: str) -> tuple:
+    """A field of a `RewardOutput` that is None or has something, or None, for each clip."""
+    reasons = getattr(output, kind, None)
+    if reasons is None:
+        return (None,) * batch_size
+    allowed = Exception if kind == "errors" else str
+    is_right = isinstance(reasons, tuple | list) and len(reasons) == batch_size
+    if not is_right or not all(reason is None or isinstance(reason, allowed) for reason in reasons):
+        raise base.RewardFormatError(
+            f"`{name}` gave `{kind}` {reasons!r}; it must be None, or have {batch_size} entries, None or "
+            f"{allowed.__name__} each."
+        )
+    return tuple(reasons)
 
 
 def _numbers(values: object, batch_size: int, name: str) -> list[float]:
     wanted = f"a float tensor of shape ({batch_size},), one score per clip, or a `RewardOutput` with such a `score`"
-    if not torch.is_tensor(values) or not values.is_floating_point():
-        given = f"a {values.dtype} tensor" if torch.is_tensor(values) else f"a {type(values).__name__}"
+    given = None
+    if not torch.is_tensor(values):
+        given = f"a {type(values).__name__}"
+    elif values.is_meta or values.is_nested or values.layout != torch.strided:
+        given = f"a tensor {'on the meta device' if values.is_meta else 'that is sparse or nested'}"
+    elif not values.is_floating_point():
+        given = f"a {values.dtype} tensor"
+    elif tuple(values.shape) != (batch_size,):
+        given = f"a tensor of shape {tuple(values.shape)}"
+    if given is not None:
         raise base.RewardFormatError(f"`{name}` gave {given}; it must give {wanted}.")
-    if tuple(values.shape) != (batch_size,):
-        raise base.RewardFormatError(f"`{name}` gave a tensor of shape {tuple(values.shape)}; it must give {wanted}.")
     return values.tolist()

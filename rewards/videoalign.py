@@ -9,6 +9,7 @@ import torch
 
 from . import base, chat, loading, qwen2_vl, resizing, vision_input
 
+RewardChat = chat.RewardChat  # in the constructor an argument hides the module
 DIMENSIONS = ("VQ", "MQ", "TA")  # in the order in which the model reads their tokens
 REWARD_TOKENS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
 SCORES = DIMENSIONS + tuple(f"{name}_raw" for name in DIMENSIONS)
@@ -47,11 +48,15 @@ class VideoAlignReward(base.Reward):
         micro_batch_size: int | None = 4,
     ) -> None:
         super().__init__(micro_batch_size=micro_batch_size)
-        if isinstance(score, str) or not score or not set(score) <= set(SCORES):
+        base.check_type("model", model, torch.nn.Module)
+        base.check_type("chat", chat, RewardChat)
+        if not isinstance(score, list | tuple) or not score or not all(name in SCORES for name in score):
             raise ValueError(f"`score` is {score!r}; it must be a list of one or more of {', '.join(SCORES)}.")
         self.model, self.chat, self.score = model, chat, tuple(score)
-        self.normalization = {name: tuple(normalization[name]) for name in DIMENSIONS}
-        self.sample_fps, self.min_pixels, self.max_pixels = sample_fps, min_pixels, max_pixels
+        self.normalization = _means_and_deviations(normalization)
+        self.sample_fps = base.real_number("sample_fps", sample_fps, above=0)
+        self.min_pixels = base.whole_number("min_pixels", min_pixels, least=1)
+        self.max_pixels = base.whole_number("max_pixels", max_pixels, least=self.min_pixels)
         self.reads_prompt = any(name.startswith("TA") for name in score)
 
     @classmethod
@@ -105,3 +110,18 @@ class VideoAlignReward(base.Reward):
             mean, deviation = self.normalization[name]
             parts |= {name: (raw - mean) / deviation, f"{name}_raw": raw}
         return base.RewardOutput(sum(parts[name] for name in self.score), parts)
+
+
+def _means_and_deviations(normalization: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    wanted = f"it must have a mean and a deviation for each of {', '.join(DIMENSIONS)}"
+    if not isinstance(normalization, Mapping):
+        raise TypeError(f"`normalization` is {normalization!r}; {wanted}.")
+    read = {}
+    for name in DIMENSIONS:
+        pair = normalization.get(name)
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError(f"`normalization[{name!r}]` is {pair!r}; {wanted}.")
+        mean, deviation = pair
+        named = f"normalization[{name!r}]"
+        read[name] = base.real_number(f"{named}[0]", mean), base.real_number(f"{named}[1]", deviation, above=0)
+    return read

@@ -6,9 +6,12 @@ schedule holds no cursor: a search denoises many candidates with one scheduler, 
 `sigma` is a noise level in [0, 1]; a timestep, `sigma * num_train_timesteps`, is the float that the model is fed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -46,8 +49,12 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 5.0) -> None:
-        if not shift > 0:
+        if _real_number("shift", shift) <= 0:
             raise ValueError(f"`shift` is {shift}; it must be above 0. 1 leaves `sigmas` as they are.")
+        if _whole_number("num_train_timesteps", num_train_timesteps) < 1:
+            raise ValueError(f"`num_train_timesteps` is {num_train_timesteps}; it must be 1 or more.")
+        # Python's own numbers: numpy's cannot be saved.
+        self.register_to_config(num_train_timesteps=int(num_train_timesteps), shift=_real_number("shift", shift))
         self.init_noise_sigma = 1.0
         self.set_timesteps(4)
 
@@ -56,7 +63,16 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         """Returns the scheduler if it is a few-step one, else one with its `shift`, else the default with a warning.
 
         Stock Wan folders carry a multistep scheduler that has no `shift`.
+
+        Raises:
+            TypeError: `scheduler` is no scheduler.
         """
+        if isinstance(scheduler, type) or not (scheduler is None or hasattr(scheduler, "config")):
+            given = f"the class {scheduler.__name__}" if isinstance(scheduler, type) else f"{scheduler!r}"
+            raise TypeError(
+                f"`scheduler` is {given}; it must be a scheduler of diffusers, such as FewStepFlowMatchScheduler(), "
+                "or None for the default."
+            )
         if hasattr(scheduler, "step_between"):
             return scheduler
         config = {} if scheduler is None else scheduler.config
@@ -69,8 +85,18 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         )
         return default
 
-    def schedule(self, num_inference_steps: int | None = None, sigmas: list[float] | None = None) -> tuple[float, ...]:
-        """Returns the noise levels of all steps, after the shift, in float64. Does not change the scheduler.
+    def steps_of_config(self, steps: list[float]) -> tuple[float, ...]:
+        """A pipeline's `denoising_steps`, 1000 u each, as plain numbers.
+
+        Raises:
+            TypeError, ValueError: there are no such steps.
+        """
+        return tuple(falling_numbers("denoising_steps", steps, self.config.num_train_timesteps))
+
+    def schedule(
+        self, num_inference_steps: int | None = None, sigmas: Sequence[float] | np.ndarray | None = None
+    ) -> tuple[float, ...]:
+        """The noise levels of so many steps, after the shift, in float64. Changes nothing of the scheduler.
 
         Args:
             num_inference_steps: n, at u = 1 - i / n for i from 0 to n - 1.
@@ -78,21 +104,24 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
                 of a number of steps.
 
         Raises:
-            TypeError, ValueError: no steps, more than 8, `sigmas` that do not decrease, or another number of them.
+            TypeError, ValueError: the steps are no whole number from 1 to 8, `sigmas` are no such list, or both
+                are given and differ.
         """
         if sigmas is None:
             if num_inference_steps is None:
                 raise ValueError("Give `num_inference_steps` or `sigmas`.")
-            _check_num_steps(num_inference_steps)
-            sigmas = [1.0 - index / num_inference_steps for index in range(num_inference_steps)]
-        unshifted = [float(sigma) for sigma in sigmas]
-        if num_inference_steps not in (None, len(unshifted)):
-            raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}, but `sigmas` has {len(unshifted)} of them. Give one."
-            )
-        _check_num_steps(len(unshifted))
-        if not all(0 < u <= 1 for u in unshifted) or sorted(set(unshifted), reverse=True) != unshifted:
-            raise ValueError(f"`sigmas` is {unshifted}; they must lie in (0, 1] and decrease from step to step.")
+            num_steps = _whole_number("num_inference_steps", num_inference_steps)
+            if not 1 <= num_steps <= MAX_STEPS:
+                raise ValueError(f"`num_inference_steps` is {num_steps}; this scheduler makes 1 to {MAX_STEPS} steps.")
+            unshifted = [1.0 - index / num_steps for index in range(num_steps)]
+        else:
+            unshifted = falling_numbers("sigmas", sigmas, 1.0)
+            if num_inference_steps is not None:
+                if _whole_number("num_inference_steps", num_inference_steps) != len(unshifted):
+                    raise ValueError(
+                        f"`num_inference_steps` is {num_inference_steps}, but `sigmas` has {len(unshifted)} of them. "
+                        "Give one."
+                    )
         shift = self.config.shift
         # Python floats are float64: neither a timestep nor a level is ever rounded to the model's dtype.
         return tuple(shift * u / (1.0 + (shift - 1.0) * u) for u in unshifted)
@@ -100,13 +129,13 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     def timesteps_of(self, levels: Sequence[float], device: torch.device | str | None = None) -> torch.Tensor:
         """Timesteps at noise levels after the shift: (steps,) float32."""
         scaled = [self.config.num_train_timesteps * level for level in levels]
-        return torch.tensor(scaled, dtype=torch.float32, device=device)
+        return torch.tensor(scaled, dtype=torch.float32, device="cpu" if device is None else device)
 
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
         device: torch.device | str | None = None,
-        sigmas: list[float] | None = None,
+        sigmas: Sequence[float] | np.ndarray | None = None,
     ) -> None:
         """Sets `levels`, `sigmas` and `timesteps`, for `step`; the arguments are those of `schedule`.
 
@@ -115,7 +144,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         """
         self.levels = self.schedule(num_inference_steps, sigmas)
         self.num_inference_steps = len(self.levels)
-        self.sigmas = torch.tensor((*self.levels, 0.0), dtype=torch.float32)
+        self.sigmas = torch.tensor((*self.levels, 0.0), dtype=torch.float32, device="cpu")
         self.timesteps = self.timesteps_of(self.levels, device)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | None = None) -> torch.Tensor:
@@ -175,6 +204,44 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         return self.config.num_train_timesteps
 
 
-def _check_num_steps(num_steps: int) -> None:
-    if num_steps not in range(1, MAX_STEPS + 1):
-        raise ValueError(f"{num_steps} steps were asked for; this scheduler makes 1 to {MAX_STEPS}.")
+def falling_numbers(name: str, numbers: Sequence[float] | np.ndarray, most: float) -> list[float]:
+    """The numbers of a schedule's steps as Python's own.
+
+    Args:
+        name: of the argument, for messages.
+        most: that the first may be.
+
+    Raises:
+        TypeError, ValueError: they are no list of 1 to 8 finite numbers that fall, or not above 0 and up to `most`.
+    """
+    if isinstance(numbers, np.ndarray):
+        numbers = numbers.tolist()
+    wanted = f"a list of 1 to {MAX_STEPS} numbers that fall from step to step, above 0 and at most {most}"
+    if not isinstance(numbers, Sequence) or isinstance(numbers, str | bytes):
+        raise TypeError(f"`{name}` is {numbers!r}; it must be {wanted}.")
+    numbers = [_real_number(f"{name}[{index}]", number) for index, number in enumerate(numbers)]
+    falls = all(before > after for before, after in zip(numbers, numbers[1:], strict=False))
+    if not (1 <= len(numbers) <= MAX_STEPS and falls and numbers[-1] > 0 and numbers[0] <= most):
+        raise ValueError(f"`{name}` is {numbers}; it must be {wanted}.")
+    return numbers
+
+
+# Checks of numbers as in search/geometry.py: a module here imports only its siblings, for the Hub's loader.
+
+
+def _whole_number(name: str, value: object) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"`{name}` is {value!r}, a {type(value).__name__}; it must be a whole number.")
+    return int(value)
+
+
+def _real_number(name: str, value: object) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"`{name}` is {value!r}, a {type(value).__name__}; it must be a number.")
+    try:
+        is_finite = math.isfinite(value)
+    except OverflowError:  # an int of hundreds of digits
+        is_finite = False
+    if not is_finite:
+        raise ValueError(f"`{name}` is {value}; it must be finite.")
+    return int(value) if isinstance(value, Integral) else float(value)

@@ -4,9 +4,12 @@ from .beam import Beam, Candidate
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
 from .choice import Choice, SearchWork
+from .early_pruning import EarlyPruning
 from .early_stop import EarlyStop
+from .evolution_search import EvolutionSearch
 from .memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, Route, SlidingWindow, StaticSink
 from .noise_propagation import propagate_noise, split_evenly
+from .particle_search import ParticleSearch
 from .reward_pruning import fuse_scores, keep_best, normalize_scores, rank
 from .trace import SearchTrace
 
@@ -17,8 +20,11 @@ __all__ = [
     "Candidate",
     "Choice",
     "EMASink",
+    "EarlyPruning",
     "EarlyStop",
+    "EvolutionSearch",
     "MemoryPolicy",
+    "ParticleSearch",
     "RewardRoutedSink",
     "Route",
     "SearchTrace",

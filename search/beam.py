@@ -77,6 +77,7 @@ class Candidate:
     noise: torch.Tensor  # (F, C, H, W) initial noise
     renoise: tuple[torch.Tensor, ...]  # the same shape, added after each step but the last
     number: int = 0  # counts a chunk's candidates in the order in which they were proposed
+    drawn: tuple[torch.Tensor, ...] = ()  # `noise` and `renoise` as its seed gave them
     lineage: tuple[int, int] | None = None  # as the beam's that grows from it
     memory: object | None = None  # read, and grown, instead of the beam's
     step: int = 0  # denoising steps done
@@ -91,10 +92,17 @@ class Candidate:
     parts: dict[str, float] = field(default_factory=dict)
     thumbnail: str | None = None  # a small picture of `frames`, as a data URL, if the call asks for it
     lost: str | None = None  # why it can't be kept
+    error: Exception | None = None  # behind `lost`, if a reward raised one
 
     @property
     def num_steps(self) -> int:
         return len(self.renoise) + 1
+
+    @property
+    def own(self) -> list[str]:
+        """What a search put instead of what its seed and its beam gave: "noise", "memory", both or nothing."""
+        is_drawn = not self.drawn or all(a is b for a, b in zip((self.noise, *self.renoise), self.drawn, strict=True))
+        return ([] if is_drawn else ["noise"]) + ([] if self.memory is None else ["memory"])
 
     @property
     def is_finished(self) -> bool:
@@ -133,10 +141,10 @@ class Candidate:
         )
 
 
-def lose(candidate: Candidate, reason: str, chunk_index: int) -> Candidate:
+def lose(candidate: Candidate, reason: str, chunk_index: int, error: Exception | None = None) -> Candidate:
     """The candidate without scores, pixels and decoder state, and a warning that says which and why."""
     logger.warning(f"Chunk {chunk_index}: candidate {candidate.number} is lost, {reason}.")
-    return set_aside(candidate, reason)
+    return replace(set_aside(candidate, reason), error=error)
 
 
 def set_aside(candidate: Candidate, reason: str) -> Candidate:

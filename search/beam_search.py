@@ -32,6 +32,8 @@ class BeamSearch:
 
     def __post_init__(self) -> None:
         budget = self.budget
+        if isinstance(budget, type):
+            raise TypeError(f"`budget` of BeamSearch is the class {budget.__name__}; give a list or a function.")
         if budget is not None and not callable(budget):
             if isinstance(budget, str) or not isinstance(budget, Sequence) or not budget:
                 raise ValueError(
@@ -87,10 +89,10 @@ class BeamSearch:
         A function may give more than `num_candidates`; the estimate is then too low.
         """
         if callable(self.budget):
-            most = choice.SearchWork(self.num_beams * self.num_candidates, self.num_beams)
-            return choice.SearchWork(1, 1), most
+            most = choice.SearchWork.of(self.num_beams * self.num_candidates, self.num_beams)
+            return choice.SearchWork.of(1, 1), most
         num_beams, num_candidates = self.numbers(chunk_index, [])
-        exact = choice.SearchWork(num_beams * num_candidates, num_beams)
+        exact = choice.SearchWork.of(num_beams * num_candidates, num_beams)
         return exact, exact
 
 

@@ -46,5 +46,5 @@ class BestOfN:
 
     def work(self, chunk_index: int, num_parents: int) -> "tuple[choice.SearchWork, choice.SearchWork]":
         """Exact."""
-        exact = choice.SearchWork(self.num_videos, self.num_videos, batch=1)
+        exact = choice.SearchWork.of(self.num_videos, self.num_videos, batch=1)
         return exact, exact

@@ -9,15 +9,21 @@ A search is a callable, called once per chunk with `(steps, beams)`, that gives 
   seeds of the i-th of so many calls; absent, 1;
 - `compares_rounds`: whether candidates that are ranked together are scored in several calls, which scores that are
   normalised within a call do not allow; absent, False;
+- `check(num_steps, num_chunks)`: raises ValueError for a run that it cannot serve; `num_chunks` is None for an endless
+  stream;
 - `work(chunk_index, num_parents)`: the least and the most `SearchWork` of a chunk, for estimates.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral
 
-from . import beam, trace
+import numpy as np
+import torch
+
+from . import beam, geometry, trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +55,26 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class SearchPass:
+    """Candidates that are denoised together, and then scored."""
+
+    candidates: int
+    first: int = 0  # steps that they had done before
+    until: int | None = None  # and have done after it; None: all
+
+
+@dataclass(frozen=True)
 class SearchWork:
     """What a search does at one chunk, for estimates."""
 
-    candidates: int  # denoised to the end and scored
+    passes: tuple[SearchPass, ...]
     kept: int
     batch: int | None = None  # the most candidates of one parent that are denoised together; None: all of them
+
+    @classmethod
+    def of(cls, candidates: int, kept: int, batch: int | None = None) -> "SearchWork":
+        """The work of a search that denoises all candidates to the end."""
+        return cls((SearchPass(candidates),), kept, batch)
 
 
 def search_name(search: Callable) -> str:
@@ -64,28 +84,48 @@ def search_name(search: Callable) -> str:
 
 def most_kept(search: Callable) -> int:
     """The most beams that a search keeps."""
-    return getattr(search, "num_beams", 1)
+    return int(getattr(search, "num_beams", 1))
 
 
-def check_search(search: object) -> None:
+def check_search(search: object, argument: str = "search") -> None:
     """
     Raises:
-        TypeError: `search` is a class, cannot be called, or says of itself what is no number.
+        TypeError: `search` is a class, cannot be called, or says of itself what is no number, or not true or false.
         ValueError: it keeps no beam.
     """
     if isinstance(search, type):
-        raise TypeError(f"`search` is the class {search.__name__}; give an object of it, such as {search.__name__}().")
+        raise TypeError(
+            f"`{argument}` is the class {search.__name__}; give an object of it, such as {search.__name__}()."
+        )
     if not callable(search):
         raise TypeError(
-            f"`search` is a {type(search).__name__}; it must be a callable `search(steps, beams)` that gives a "
+            f"`{argument}` is a {type(search).__name__}; it must be a callable `search(steps, beams)` that gives a "
             "`Choice`, such as BeamSearch(2, 4)."
         )
+    check_takes(argument, search, ("steps", "beams"))
+    of = f" of `{argument}`, {search_name(search)},"
     for name in ("num_beams", "num_lineages"):
-        number = getattr(search, name, 1)
-        if not isinstance(number, Integral) or isinstance(number, bool):
-            raise TypeError(f"`{name}` of {search_name(search)} is {number!r}; it must be a whole number.")
-        if number < 1:
-            raise ValueError(f"`{name}` of {search_name(search)} is {number}; it must be 1 or more.")
+        geometry.whole_number(name, getattr(search, name, 1), least=1, of=of)
+    for name in ("drops", "compares_rounds"):
+        geometry.true_or_false(name, getattr(search, name, True), of)
+
+
+def check_takes(name: str, function: Callable, arguments: Sequence[str]) -> None:
+    """
+    Raises:
+        TypeError: `function` cannot be called with so many arguments, as far as its signature is known.
+    """
+    is_module = isinstance(function, torch.nn.Module) and type(function).__call__ is torch.nn.Module.__call__
+    try:
+        signature = inspect.signature(function.forward if is_module else function)
+    except (TypeError, ValueError):  # some of C's have none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"`{name}` is {search_name(function)}{signature}; it is called with ({', '.join(arguments)}): {error}."
+        ) from error
 
 
 def check_choice(
@@ -106,14 +146,13 @@ def check_choice(
     name, at_most = search_name(search), most_kept(search) if at_most is None else at_most
     if not isinstance(choice, Choice):
         raise TypeError(f"{name} gave a {type(choice).__name__}; a search gives a `Choice(candidates, kept)`.")
-    candidates, kept, reserve = list(choice.candidates), list(choice.kept), list(choice.reserve)
-    if not all(isinstance(candidate, beam.Candidate) for candidate in candidates):
-        raise TypeError(f"{name} gave `candidates` that are not all of `Candidate`.")
+    candidates = choice.candidates
+    if not isinstance(candidates, list | tuple) or not all(isinstance(each, beam.Candidate) for each in candidates):
+        raise TypeError(f"{name} gave `candidates` that are no list of `Candidate`.")
+    kept, reserve = _indices(choice.kept, f"{name}: `kept`"), _indices(choice.reserve, f"{name}: `reserve`")
     if not candidates:
         raise ValueError(f"{name} tried no candidate; `candidates` of its `Choice` is empty.")
     for index in (*kept, *reserve):
-        if not isinstance(index, Integral) or isinstance(index, bool):
-            raise TypeError(f"{name} keeps {index!r}; `kept` holds indices into `candidates`, whole numbers.")
         if not 0 <= index < len(candidates):
             raise ValueError(f"{name} keeps candidate {index} of {len(candidates)}; indices begin at 0.")
         candidate = candidates[index]
@@ -133,27 +172,59 @@ def check_choice(
         )
     if not may_repeat and len(set(kept)) < len(kept):
         raise ValueError(f'{name} keeps a candidate twice: with `candidate_seeds="reference"` both would be the same.')
-    return Choice(candidates, [int(i) for i in kept], _weights(choice, name), [int(i) for i in reserve])
+    return Choice(list(candidates), kept, _weights(choice, name), reserve)
+
+
+def _indices(values: object, what: str) -> list[int]:
+    """Whole numbers as Python's own, from a list or a one-dimensional array or tensor of them.
+
+    Raises:
+        TypeError: they are something else.
+    """
+    values = _as_list(values)
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise TypeError(f"{what} is a {type(values).__name__}; it must be a list of indices into `candidates`.")
+    for index in values:
+        if not isinstance(index, Integral) or isinstance(index, bool):
+            raise TypeError(f"{what} has {index!r}; it holds indices into `candidates`, whole numbers.")
+    return [int(index) for index in values]
+
+
+def _as_list(values: object) -> object:
+    """An array's or a dense tensor's numbers as a list; everything else as it is."""
+    if isinstance(values, np.ndarray):
+        return values.tolist()
+    if torch.is_tensor(values) and values.layout == torch.strided and not (values.is_meta or values.is_nested):
+        return values.tolist()
+    return values
 
 
 def _weights(choice: Choice, name: str) -> list[float] | None:
     if choice.log_weights is None:
         return None
-    weights = [float(weight) for weight in choice.log_weights]
+    values = _as_list(choice.log_weights)
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise TypeError(f"{name} gave `log_weights` that are a {type(values).__name__}; give a list of numbers.")
+    weights = [geometry.real_number("log_weights", weight, f" of {name}") for weight in values]
     if len(weights) != len(choice.kept):
         raise ValueError(f"{name} gave {len(weights)} `log_weights` for {len(choice.kept)} beams; give one each.")
-    if not all(math.isfinite(weight) for weight in weights):
-        raise ValueError(f"{name} gave `log_weights` {weights}; they must be finite.")
     return weights
 
 
-def check_kept(kept: Sequence[int], candidates: "Sequence[beam.Candidate]", num_beams: int) -> list[int]:
-    """A callback's choice of candidates.
+def kept_by_callback(answer: object, candidates: "Sequence[beam.Candidate]", num_beams: int) -> list[int] | None:
+    """A callback's choice of candidates; None if it makes none.
+
+    Args:
+        answer: what `callback_on_chunk_end` gave.
 
     Raises:
-        ValueError: it names none, too many, one twice, or one that was lost.
+        TypeError: it is no dict, or `kept` no list of indices.
+        ValueError: it has other keys, or names none, too many, one twice, or one that was lost.
     """
-    kept = [int(index) for index in kept]
+    kept = answer_of("callback_on_chunk_end", answer, ("candidates", "kept")).get("kept")
+    if kept is None:
+        return None
+    kept = _indices(kept, "`callback_on_chunk_end` returned `kept`, which")
     possible = [index for index in beam.alive_indices(candidates) if candidates[index].is_finished]
     if not 1 <= len(kept) <= num_beams or len({*kept} & {*possible}) != len(kept):
         raise ValueError(
@@ -161,6 +232,23 @@ def check_kept(kept: Sequence[int], candidates: "Sequence[beam.Candidate]", num_
             f"of {possible}."
         )
     return kept
+
+
+def answer_of(name: str, answer: object, keys: Sequence[str]) -> Mapping[str, object]:
+    """What a callback gave: a dict; an empty one for None.
+
+    Raises:
+        TypeError: it gave something else.
+        ValueError: there are other keys in it.
+    """
+    if answer is None:
+        return {}
+    if not isinstance(answer, Mapping):
+        raise TypeError(f"`{name}` returned a {type(answer).__name__}; it must return a dict or None.")
+    unknown = [key for key in answer if key not in keys]
+    if unknown:
+        raise ValueError(f"`{name}` returned {unknown[0]!r}; what it returns may have {', '.join(keys)}.")
+    return answer
 
 
 def as_config(value: object) -> object:

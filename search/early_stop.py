@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 
 from . import beam, choice, geometry, reward_pruning
 
@@ -32,11 +31,11 @@ class EarlyStop:
     compares_rounds = True
 
     def __post_init__(self) -> None:
-        choice.check_search(self.inner)
-        if not isinstance(self.margin, Real) or isinstance(self.margin, bool):
-            raise TypeError(f"`margin` of EarlyStop is {self.margin!r}; it must be a number.")
-        if not self.margin >= 0:
-            raise ValueError(f"`margin` of EarlyStop is {self.margin}; it must be 0 or more.")
+        choice.check_search(self.inner, "inner")
+        margin = geometry.real_number("margin", self.margin, " of EarlyStop", may_be_infinite=True)
+        if margin < 0:
+            raise ValueError(f"`margin` of EarlyStop is {margin}; it must be 0 or more.")
+        object.__setattr__(self, "margin", margin)
         for name in ("patience", "max_rounds"):
             number = geometry.whole_number(name, getattr(self, name), least=1, of=" of EarlyStop")
             object.__setattr__(self, name, number)
@@ -52,6 +51,15 @@ class EarlyStop:
     @property
     def drops(self) -> bool:
         return self.patience > 1 or getattr(self.inner, "drops", True)
+
+    def check(self, num_steps: int, num_chunks: int | None) -> None:
+        """Checks `inner`.
+
+        Raises:
+            ValueError: it cannot serve such a run.
+        """
+        if hasattr(self.inner, "check"):
+            self.inner.check(num_steps, num_chunks)
 
     def __call__(self, steps: object, beams: "list[beam.Beam]") -> "choice.Choice":
         rounds: list[choice.Choice] = [self.inner(steps, beams)]
@@ -74,7 +82,7 @@ class EarlyStop:
         least, most = self.inner.work(chunk_index, num_parents)
         if self.patience == 1:
             return least, most
-        return least, replace(most, candidates=most.candidates * self.max_rounds)
+        return least, replace(most, passes=most.passes * self.max_rounds)
 
 
 class _LaterRound:

@@ -92,23 +92,24 @@ class ChunkLoad:
     index: int
     num_parents: int
     num_kept: int
-    batches: tuple[int, ...]  # candidates that are denoised together, one batch after the other
+    batches: tuple[tuple[int, int], ...]  # candidates that are denoised together, and in how many steps
+    num_scored: int  # predictions and finished candidates
     size: MemorySize
     new_frames: int  # pixel frames of the chunk
     window_frames: int  # and of the video reward's window
 
     @property
-    def num_candidates(self) -> int:
-        return sum(self.batches)
+    def forwards(self) -> int:
+        return sum(batch * num_steps for batch, num_steps in self.batches)
 
 
 def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -> tuple[list[ChunkLoad], int]:
-    """Every chunk at its most expensive, and the fewest candidates that all of them may try.
+    """Every chunk at its most expensive, and the fewest forwards that all of them may take.
 
     Raises:
         ValueError: the search does not say what it does.
     """
-    search, window, num_parents, loads, least_candidates = search_plan.search, 0, 1, [], 0
+    search, num_parents, loads, least_forwards = search_plan.search, 1, [], 0
     if not hasattr(search, "work"):
         raise ValueError(
             f"{choice.search_name(search)} does not say what it does: an estimate needs its method "
@@ -117,15 +118,27 @@ def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -
     frames = [pixel_frames[min(index, 1)] for index in range(search_plan.num_chunks)]
     for index, size in enumerate(memory_sizes(search_plan)):
         least, most = search.work(index, num_parents)
-        batches = []
-        for share in noise_propagation.split_evenly(most.candidates, num_parents):
-            whole, rest = divmod(share, most.batch or max(share, 1))
-            batches += [most.batch or share] * whole + [rest] * (rest > 0)
+        batches = _batches(most, num_parents, search_plan.num_steps)
         window = sum(frames[max(index + 1 - search_plan.request.reward_window, 0) : index + 1])
-        batches = tuple(batch for batch in batches if batch)
-        loads.append(ChunkLoad(index, num_parents, most.kept, batches, size, frames[index], window))
-        num_parents, least_candidates = most.kept, least_candidates + least.candidates
-    return loads, least_candidates
+        num_scored = sum(each.candidates for each in most.passes if _num_steps(each, search_plan.num_steps))
+        loads.append(ChunkLoad(index, num_parents, most.kept, batches, num_scored, size, frames[index], window))
+        least_forwards += sum(b * steps for b, steps in _batches(least, num_parents, search_plan.num_steps))
+        num_parents = most.kept
+    return loads, least_forwards
+
+
+def _batches(work: "choice.SearchWork", num_parents: int, num_steps: int) -> tuple[tuple[int, int], ...]:
+    batches = []
+    for each in work.passes:
+        for share in noise_propagation.split_evenly(each.candidates, num_parents):
+            size = work.batch or max(share, 1)
+            whole, rest = divmod(share, size)
+            batches += [(batch, _num_steps(each, num_steps)) for batch in [size] * whole + [rest] * (rest > 0)]
+    return tuple((batch, steps) for batch, steps in batches if steps)
+
+
+def _num_steps(search_pass: "choice.SearchPass", num_steps: int) -> int:
+    return (num_steps if search_pass.until is None else search_pass.until) - search_pass.first
 
 
 def estimate_run(
@@ -140,10 +153,10 @@ def estimate_run(
     Raises:
         ValueError: the search does not say what it does.
     """
-    loads, least_candidates = chunk_loads(search_plan, pixel_frames)
+    loads, least_forwards = chunk_loads(search_plan, pixel_frames)
     num_beams, num_chunks = max(load.num_kept for load in loads), search_plan.num_chunks
     decoded = [_num_decoded(search_plan, load) for load in loads]
-    scored = sum(load.num_candidates * _frames_read(search_plan, load) for load in loads)
+    scored = sum(load.num_scored * _frames_read(search_plan, load) for load in loads)
     height, width = search_plan.size
     picture = 3 * height * width if search_plan.has_pixels else 0
     latents = 4 * math.prod(search_plan.latent_shape)  # float32
@@ -162,8 +175,8 @@ def estimate_run(
     flops = _flops(search_plan, costs, loads, decoded)
     return RunEstimate(
         num_chunks=num_chunks,
-        least_forwards=least_candidates * search_plan.num_steps,
-        forwards=sum(load.num_candidates for load in loads) * search_plan.num_steps,
+        least_forwards=least_forwards,
+        forwards=sum(load.forwards for load in loads),
         clean_passes=sum(load.num_kept for load in loads[:-1]),
         latents_decoded=sum(decoded) * search_plan.latent_shape[1],
         frames_scored=scored,
@@ -179,7 +192,7 @@ def estimate_run(
 
 def _num_decoded(search_plan: "plan.SearchPlan", load: ChunkLoad) -> int:
     if search_plan.is_seen:
-        return load.num_candidates
+        return load.num_scored
     return load.num_kept if search_plan.has_pixels else 0
 
 
@@ -193,9 +206,9 @@ def _flops(search_plan: "plan.SearchPlan", costs: Costs, loads: list[ChunkLoad],
     flops = {"denoise": 0, "clean_pass": 0, "decode": 0}
     for load, num_decoded in zip(loads, decoded, strict=True):
         context = load.size.context_chunks
-        flops["denoise"] += search_plan.num_steps * sum(costs.forward_flops(b, context) for b in load.batches)
+        flops["denoise"] += sum(steps * costs.forward_flops(batch, context) for batch, steps in load.batches)
         if load.index == 0:  # the very first forward reads the prompt
-            first = load.batches[0]
+            first, _ = load.batches[0]
             flops["denoise"] += costs.forward_flops(first, 0, fills_prompt=True) - costs.forward_flops(first, 0)
         if load.index < search_plan.num_chunks - 1:
             flops["clean_pass"] += load.num_kept * costs.forward_flops(1, context)
@@ -216,11 +229,11 @@ def _stage_bytes(
     parent_states = 0 if load.index == 0 or not search_plan.has_pixels else load.num_parents
     all_states = parent_states + num_decoded if num_decoded else 0
     kept_states = load.num_kept if num_decoded else 0
-    batch, num_steps = max(load.batches), search_plan.num_steps
+    batch, num_steps = max(batch for batch, _ in load.batches), search_plan.num_steps
     other_contexts = (load.num_parents - 1) * context * costs.chunk_bytes
     contexts = load.num_parents * context * costs.chunk_bytes
     # Candidates: their noise, that of later steps too, their latents and pixels.
-    made = load.num_candidates * ((num_steps + 1) * latents + picture * load.new_frames)
+    made = load.num_scored * ((num_steps + 1) * latents + picture * load.new_frames)
     # In a forward: its inputs, the noise that comes after it, and sums in float64.
     working = 6 * batch * latents
     stages = {
@@ -234,7 +247,7 @@ def _stage_bytes(
         stages["decode"] = costs.decode_bytes(batch, all_states) + contexts
     if search_plan.has_reward:
         window = load.new_frames if search_plan.video_reward is None else load.window_frames
-        clips = load.num_candidates * window * picture
+        clips = load.num_scored * window * picture
         stages["reward"] = costs.decode_bytes(0, all_states) + contexts + 5 * clips  # 8 bits, and float32 too
     if search_plan.monitors:
         clips = load.num_kept * load.window_frames * picture

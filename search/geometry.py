@@ -1,8 +1,11 @@
-"""Which videos fit a model: chunks, window, sizes in pixels, and the end of the rotary table."""
+"""Which videos fit a model: chunks, window, sizes in pixels, the end of the rotary table; and checks of numbers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,7 @@ class VideoGeometry:
     chunk_frames: int  # latent frames
     window_frames: int  # latent frames of context, the first sink and the current chunk included
     temporal_factor: int  # pixel frames per latent frame, but for the first
+    spatial_factor: int  # pixels per latent, in height and in width
     row_factor: int  # pixels per token, downwards
     column_factor: int  # and across
     longest_frames: int  # latent frames for which there are absolute positions
@@ -31,10 +35,15 @@ class VideoGeometry:
             chunk_frames=chunk_frames,
             window_frames=window_frames,
             temporal_factor=4 if vae is None else vae["scale_factor_temporal"],
+            spatial_factor=spatial_factor,
             row_factor=spatial_factor * patch_height,
             column_factor=spatial_factor * patch_width,
             longest_frames=1024 if transformer is None else transformer["rope_max_seq_len"],
         )
+
+    def chunk_shape(self, num_channels: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """C, F, h and w of one chunk's latents."""
+        return num_channels, self.chunk_frames, height // self.spatial_factor, width // self.spatial_factor
 
     def num_latent_frames(self, num_frames: int) -> int:
         return (num_frames - 1) // self.temporal_factor + 1
@@ -46,8 +55,8 @@ class VideoGeometry:
         """Pixel frames of a video of so many chunks."""
         return self.temporal_factor * (num_chunks * self.chunk_frames - 1) + 1
 
-    def check_size(self, height: int, width: int) -> None:
-        for name, value, factor in (("height", height, self.row_factor), ("width", width, self.column_factor)):
+    def check_size(self, height: int, width: int, names: tuple[str, str] = ("height", "width")) -> None:
+        for name, value, factor in zip(names, (height, width), (self.row_factor, self.column_factor), strict=True):
             whole_number(name, value)
             if value < factor or value % factor:
                 lower = max(value // factor, 1) * factor
@@ -109,15 +118,50 @@ def whole_number(name: str, value: object, least: int | None = None, most: int |
     return int(value)
 
 
-def check_chunk_multiple(name: str, value: int, chunk_frames: int) -> None:
-    """
+def real_number(name: str, value: object, of: str = "", *, may_be_infinite: bool = False) -> float:
+    """`value` as Python's own number, whole ones as int; numpy's are taken too.
+
+    Args:
+        name, of: as of `whole_number`.
+
     Raises:
-        ValueError: `value` latent frames are no whole number of chunks.
+        TypeError: `value` is no real number.
+        ValueError: it is not a number (NaN), or infinite where it may not be.
     """
-    whole_number(name, value, least=0)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"`{name}`{of} is {value!r}, a {type(value).__name__}; it must be a number.")
+    try:
+        number = float(value)
+    except OverflowError as error:  # an int of hundreds of digits
+        raise ValueError(f"`{name}`{of} is too large for a number.") from error
+    if math.isnan(number) or not (may_be_infinite or math.isfinite(number)):
+        wanted = "a number, and may be infinite" if may_be_infinite else "finite"
+        raise ValueError(f"`{name}`{of} is {number}; it must be {wanted}.")
+    return int(value) if isinstance(value, Integral) else number
+
+
+def true_or_false(name: str, value: object, of: str = "") -> bool:
+    """`value` as Python's own bool; numpy's are taken too.
+
+    Raises:
+        TypeError: `value` is something else, a number for example.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}`{of} is {value!r}, a {type(value).__name__}; it must be True or False.")
+    return bool(value)
+
+
+def check_chunk_multiple(name: str, value: int, chunk_frames: int) -> int:
+    """Gives `value` latent frames as Python's own int.
+
+    Raises:
+        TypeError, ValueError: they are no whole number of chunks.
+    """
+    value = whole_number(name, value, least=0)
     if value % chunk_frames:
         lower = value // chunk_frames * chunk_frames
         raise ValueError(
             f"`{name}` is {value}; it must be a multiple of `chunk_frames`, {chunk_frames}. "
             f"Use {lower} or {lower + chunk_frames}."
         )
+    return value

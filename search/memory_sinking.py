@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, Protocol, TypeVar
 
+from . import geometry
+
 Positions = Literal["absolute", "relative"]
 Memory = TypeVar("Memory")
 
@@ -50,8 +52,10 @@ class MemoryPolicy:
     positions: Positions = "absolute"
 
     def __post_init__(self) -> None:
-        if self.positions not in ("absolute", "relative"):
-            raise ValueError(f'`positions` is {self.positions!r}; it must be "absolute" or "relative".')
+        check_positions("positions", self.positions)
+
+    def _keep(self, name: str, value: float) -> None:
+        object.__setattr__(self, name, value)
 
     def first_sink_frames(self, sink_frames: int) -> int:
         return sink_frames
@@ -82,6 +86,7 @@ class _AveragingPolicy(MemoryPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._keep("ema_decay", geometry.real_number("ema_decay", self.ema_decay))
         if not 0.0 <= self.ema_decay <= 1.0:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; it must lie in [0, 1]. Near 1 a sink changes slowly.")
 
@@ -121,8 +126,8 @@ class RewardRoutedSink(_AveragingPolicy):
     is a fall of the long score by more than `transition_threshold`.
 
     Args:
-        quality_threshold: in units of the image reward.
-        transition_threshold: in units of the video reward.
+        quality_threshold: in units of the image reward; may be infinite.
+        transition_threshold: in units of the video reward; may be infinite.
         max_sink_frames: latent frames that the sinks may hold, the first sink included; when a chunk would exceed it,
             it is averaged in instead of appended.
         ema_decay: alpha of `alpha * sink + (1 - alpha) * chunk`, on the sink appended last.
@@ -132,6 +137,12 @@ class RewardRoutedSink(_AveragingPolicy):
     transition_threshold: float = 0.2
     max_sink_frames: int = 15
     ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("quality_threshold", "transition_threshold"):
+            self._keep(name, geometry.real_number(name, getattr(self, name), may_be_infinite=True))
+        self._keep("max_sink_frames", geometry.whole_number("max_sink_frames", self.max_sink_frames, least=0))
 
     def route(self, short_scores: Sequence[float], long_scores: Sequence[float]) -> Route:
         *past, newest = short_scores
@@ -148,6 +159,15 @@ class RewardRoutedSink(_AveragingPolicy):
         return (*sinks[:-1], sinks[-1].average(chunk, self.ema_decay))
 
 
+def check_positions(name: str, positions: object) -> None:
+    """
+    Raises:
+        ValueError: they are of neither kind.
+    """
+    if not isinstance(positions, str) or positions not in ("absolute", "relative"):
+        raise ValueError(f'`{name}` is {positions!r}; it must be "absolute" or "relative".')
+
+
 def decided_route(policy: MemoryPolicy, short_scores: Sequence[float], long_scores: Sequence[float]) -> str | None:
     """The name of the newest chunk's route by `policy`; None for chunk 0, which has none.
 
@@ -158,7 +178,7 @@ def decided_route(policy: MemoryPolicy, short_scores: Sequence[float], long_scor
         return None
     route = policy.route(short_scores, long_scores)
     names = [possible.value for possible in Route]
-    if route not in names:
+    if not isinstance(route, str) or route not in names:
         raise ValueError(f"`route` of {type(policy).__name__} gave {route!r}; it must give one of {', '.join(names)}.")
     return Route(route).value
 
@@ -176,12 +196,24 @@ def make_room(
 
     Returns:
         The new memory, and for every chunk that left: its index, its route, and what was really done.
+
+    Raises:
+        TypeError: the policy gave no sinks.
     """
+
+    def new_sinks(sinks: tuple[Sink, ...], chunk: Sink) -> tuple[Sink, ...]:
+        made = policy.evict(sinks, chunk, Route(routes[chunk.index] or Route.DISCARD))
+        if not isinstance(made, tuple | list) or not all(isinstance(sink, type(chunk)) for sink in made):
+            raise TypeError(
+                f"`evict` of {type(policy).__name__} gave {type(made).__name__}; it must give a tuple of sinks."
+            )
+        return tuple(made)
+
     left = []
     while memory.window_frames + incoming_frames > rolling_frames:
         oldest, sinks = memory.window[0], memory.sinks
         route = Route(routes[oldest.index] or Route.DISCARD)
-        memory = memory.evict_oldest(lambda sinks, chunk, route=route: policy.evict(sinks, chunk, route))
+        memory = memory.evict_oldest(new_sinks)
         left.append((oldest.index, route, route_taken(sinks, memory.sinks)))
     return memory, left
 

@@ -1,12 +1,13 @@
 """What a call gives: videos and how they were found; a chunk of a stream; or why there is none."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
-from . import trace
+from . import beam, trace
 
 
 @dataclass
@@ -42,7 +43,7 @@ class StreamChunk:
 
 
 class NoCandidateLeftError(RuntimeError):
-    """Every candidate of a chunk was lost. Carries what was finished before.
+    """Every candidate of a chunk was lost. Carries what was finished before; the first error is its `__cause__`.
 
     Attributes:
         trace: of the prompt whose search ended here.
@@ -53,3 +54,25 @@ class NoCandidateLeftError(RuntimeError):
         super().__init__(message)
         self.trace = trace
         self.frames: np.ndarray | torch.Tensor | list = []
+
+
+def nothing_left(
+    candidates: "Sequence[beam.Candidate]", chunk_index: int, record: "trace.SearchTrace", *, is_first: bool
+) -> Exception:
+    """The error to raise when all candidates of a chunk were lost.
+
+    Args:
+        is_first: whether the call has finished no chunk yet. Then an exception of one type for all of them is a bug,
+            which is best told by itself.
+    """
+    lost = next(candidate.lost for candidate in candidates if candidate.lost is not None)
+    what = f"No candidate of chunk {chunk_index} is left; the first of {len(candidates)} to be lost: {lost}."
+    errors = [candidate.error for candidate in candidates]
+    first = next((error for error in errors if error is not None), None)
+    if is_first and len({type(error) for error in errors}) == 1 and first is not None:
+        if hasattr(first, "add_note"):  # since Python 3.11
+            first.add_note(what)
+        return first
+    error = NoCandidateLeftError(f"{what} The chunks before are in this error's `frames` and `trace`.", record)
+    error.__cause__ = first
+    return error

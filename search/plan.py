@@ -118,17 +118,21 @@ class PromptPlan:
         return trace.SearchTrace({**words, **self.plan.as_config()}, self.seeds[0], self.plan.fps, version, chunks=[])
 
 
-def check_noise(plan: SearchPlan) -> None:
-    """
+def check_plan(plan: SearchPlan) -> None:
+    """Checks what depends on how long the videos are and in how many steps they are made.
+
     Raises:
-        TypeError, ValueError: the caller's noise is not that of these videos.
+        TypeError, ValueError: the search cannot serve such a run, or the caller's noise is not that of these videos.
     """
+    check_search = getattr(plan.search, "check", None)
+    if check_search is not None:
+        check_search(plan.num_steps, None if plan.is_endless else plan.num_chunks)
     latents = plan.request.latents
     if latents is None:
         return
-    if not torch.is_tensor(latents):
-        raise TypeError(f"`latents` is a {type(latents).__name__}; it must be a tensor.")
+    request.check_float_tensor("latents", latents)
     num_channels, num_frames, *size = plan.latent_shape
     wanted = (plan.request.num_prompts, num_channels, plan.num_chunks * num_frames, *size)
     if tuple(latents.shape) != wanted:
         raise ValueError(f"`latents` has shape {tuple(latents.shape)}; the noise of this call has {wanted}.")
+    request.check_finite("latents", latents)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from math import isfinite
 
-from . import memory_sinking
+from . import geometry, memory_sinking
 
 SHIPPED_POLICIES = {
     policy.__name__: policy
@@ -20,7 +20,8 @@ SHIPPED_POLICIES = {
 def check_policy(memory: object) -> None:
     """
     Raises:
-        TypeError: `memory` has not what a memory policy has.
+        TypeError: `memory` lacks `route` or `evict`, or is a class.
+        ValueError: its positions are of no known kind.
     """
     missing = [name for name in ("route", "evict") if not callable(getattr(memory, name, None))]
     if missing or isinstance(memory, type):
@@ -29,8 +30,7 @@ def check_policy(memory: object) -> None:
             f"`memory` is {given}, not a memory policy. Use SlidingWindow(), StaticSink(), EMASink() or "
             "RewardRoutedSink(), or an object with the methods `route` and `evict`."
         )
-    if policy_positions(memory) not in ("absolute", "relative"):
-        raise ValueError(f'`memory.positions` is {policy_positions(memory)!r}; it must be "absolute" or "relative".')
+    memory_sinking.check_positions("memory.positions", policy_positions(memory))
 
 
 def policy_positions(memory: object) -> str:
@@ -39,8 +39,15 @@ def policy_positions(memory: object) -> str:
 
 
 def policy_sink_frames(memory: object, sink_frames: int) -> int:
-    """How many first frames the policy keeps as sinks; the pipeline's `sink_frames` when it has no say."""
-    return memory.first_sink_frames(sink_frames) if hasattr(memory, "first_sink_frames") else sink_frames
+    """How many first frames the policy keeps as sinks; the pipeline's `sink_frames` when it has no say.
+
+    Raises:
+        TypeError, ValueError: the policy says what is no number of frames, or cannot do with `sink_frames`.
+    """
+    if not hasattr(memory, "first_sink_frames"):
+        return sink_frames
+    frames, of = memory.first_sink_frames(sink_frames), f" of `memory`, {type(memory).__name__},"
+    return geometry.whole_number("first_sink_frames", frames, least=0, of=of)
 
 
 def policy_config(memory: "memory_sinking.MemoryPolicy | Mapping[str, str | float] | None") -> dict | None:
@@ -79,10 +86,10 @@ def policy_from_config(config: Mapping[str, str | float] | None) -> "memory_sink
         return memory_sinking.RewardRoutedSink()
     given = dict(config)
     name = given.pop("policy", None)
-    if name not in SHIPPED_POLICIES:
+    if not isinstance(name, str) or name not in SHIPPED_POLICIES:
         raise ValueError(f"`memory` names the policy {name!r}; it must be one of {', '.join(SHIPPED_POLICIES)}.")
     allowed = [field.name for field in fields(SHIPPED_POLICIES[name])]
     unknown = [key for key in given if key not in allowed]
     if unknown:
-        raise ValueError(f"`memory` gives {name} {', '.join(unknown)}; it has {', '.join(allowed)}.")
+        raise ValueError(f"`memory` gives {name} {', '.join(map(str, unknown))}; it has {', '.join(allowed)}.")
     return SHIPPED_POLICIES[name](**given)

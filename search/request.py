@@ -3,11 +3,10 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from numbers import Real
-from pathlib import Path
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Concatenate, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 
 from . import beam_search, choice, geometry, memory_sinking, noise_propagation, policy_config
@@ -22,6 +21,10 @@ CHOICES = {
     "final_selection": ("video_reward", "score"),
 }
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+CALLBACKS = {  # and what they are called with
+    "callback_on_step_end": ("pipe", "step", "timestep", "tensors"),
+    "callback_on_chunk_end": ("pipe", "chunk_index", "state"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +43,12 @@ class VideoRequest:
         prompt_embeds: (B, L, text dim), instead of `prompt`; used as given, never padded.
         output_type: "np", "pt", "pil" or "latent". Pixels are kept as 8 bits.
         return_dict: False gives `(frames, traces)`.
-        attention_kwargs: for the transformer; `scale` of a LoRA.
+        attention_kwargs: numbers or tensors for the transformer; `scale` of a LoRA.
         callback_on_step_end: `f(pipe, step, timestep, tensors) -> tensors`. `step` counts within a chunk; `latents`
             are those of the candidates that are denoised together. A prompt that it changes holds for all beams alike,
             from the next step on that no beam has done.
         callback_on_step_end_tensor_inputs: of "latents" (the default) and "prompt_embeds".
-        max_sequence_length: tokens to which prompts are padded with zeros.
+        max_sequence_length: tokens to which prompts are padded with zeros, or cut, with a warning.
         search: called once per chunk with `(steps, beams)`, gives a `Choice`. Default: `BeamSearch(num_beams,
             num_candidates)`.
         num_beams: K, beams kept after each chunk. Default: 2; 1 without any reward.
@@ -58,7 +61,8 @@ class VideoRequest:
             dropped, unless `callback_on_chunk_end` chooses.
         reward_prompt: what rewards read, when it is not the prompt.
         monitors: rewards under names, recorded for the kept candidates (`trace.monitors`) and never searched by. They
-            see the last `reward_window` chunks.
+            see the last `reward_window` chunks. A monitor's parts are recorded as "NAME.PART", so no name may begin
+            with another one and a dot.
         short_weight_cap: tau, the most that the image reward weighs (paper 3.2).
         score_normalization: "zscore" or "rank" over the candidates of a chunk, each reward by itself.
         reward_window: chunks.
@@ -78,7 +82,7 @@ class VideoRequest:
     width: int | None = None
     num_frames: int | None = 81
     num_inference_steps: int | None = None
-    sigmas: list[float] | None = None
+    sigmas: list[float] | np.ndarray | None = None
     num_videos_per_prompt: int = 1
     generator: torch.Generator | list[torch.Generator] | None = None
     latents: torch.Tensor | None = None
@@ -113,16 +117,16 @@ class VideoRequest:
         Raises:
             TypeError, ValueError: a number or a choice is not one that is allowed, whatever the model.
         """
-        for name in ("num_videos_per_prompt", "reward_window"):
+        for name in ("num_videos_per_prompt", "reward_window", "max_sequence_length"):
             self._keep(name, geometry.whole_number(name, getattr(self, name), least=1))
-        for name, least in (("num_beams", 1), ("num_candidates", 1), ("max_lag", 0)):
+        leasts = {"num_beams": 1, "num_candidates": 1, "max_lag": 0}
+        for name, least in {**leasts, "height": None, "width": None, "num_frames": None}.items():
             if getattr(self, name) is not None:
                 self._keep(name, geometry.whole_number(name, getattr(self, name), least=least))
         for name in ("noise_correlation", "short_weight_cap"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool):
-                raise TypeError(f"`{name}` is {value!r}; it must be a number.")
-            self._keep(name, float(value))
+            self._keep(name, float(geometry.real_number(name, getattr(self, name))))
+        for name in ("return_dict", "trace_thumbnails"):
+            self._keep(name, geometry.true_or_false(name, getattr(self, name)))
         if not -1.0 < self.noise_correlation < 1.0:
             raise ValueError(
                 f"`noise_correlation` is {self.noise_correlation}; it must lie between -1 and 1, both excluded. "
@@ -132,10 +136,14 @@ class VideoRequest:
             raise ValueError(f"`short_weight_cap` is {self.short_weight_cap}; it must lie in [0, 1].")
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
-            if value not in allowed:
+            if not isinstance(value, str | None) or value not in allowed:
                 raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
-        if self.output_type not in OUTPUT_TYPES:
+        if not isinstance(self.output_type, str) or self.output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {self.output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
+        for name in CALLBACKS:
+            _check_callback(name, getattr(self, name))
+        if self.attention_kwargs is not None:
+            self._keep("attention_kwargs", _attention_kwargs(self.attention_kwargs))
         if self.max_lag == 0 and self.num_videos_per_prompt > 1:
             raise ValueError(
                 f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `max_lag`, 0, keeps one beam. Use 1 "
@@ -156,6 +164,15 @@ class VideoRequest:
                     "its own numbers. Give one of the two."
                 )
 
+    def with_some_prompt(self, text_dim: int) -> "VideoRequest":
+        """The request, with embeddings of zeros if it has no prompt, and words for rewards if it has none."""
+        if self.prompt is not None or self.prompt_embeds is not None:
+            return self
+        zero = torch.zeros((), dtype=torch.float32, device="cpu")
+        words = "" if self.reward_prompt is None else self.reward_prompt
+        embeds = zero.expand(1, self.max_sequence_length, text_dim)
+        return replace(self, prompt_embeds=embeds, reward_prompt=words)
+
     def chosen_search(self, has_reward: bool) -> Callable:
         """The search of the call, found able to do what the call asks for.
 
@@ -170,9 +187,11 @@ class VideoRequest:
             search = beam_search.BeamSearch(*numbers)
         name, most = choice.search_name(search), choice.most_kept(search)
         if getattr(search, "drops", True) and not has_reward and self.callback_on_chunk_end is None:
-            numbers = f" with {search.num_candidates} candidates per beam" if self.search is None else ""
+            who = f"`search`, {name}, drops"
+            if self.search is None:
+                who = f"`num_beams`, {most}, and `num_candidates`, {search.num_candidates}, drop"
             raise ValueError(
-                f"{name}{numbers} drops candidates, and there is no reward to say which. Give `image_reward` or "
+                f"{who} candidates, and there is no reward to say which. Give `image_reward` or "
                 "`video_reward`, or make a plain sample: `num_beams=1, num_candidates=1`."
             )
         if self.num_videos_per_prompt > most:
@@ -207,6 +226,22 @@ class VideoRequest:
         names = getattr(self.callback_on_step_end, "tensor_inputs", self.callback_on_step_end_tensor_inputs)
         return ("latents",) if names is None else tuple(names)
 
+    def check_callback_tensor_inputs(self, allowed: Sequence[str]) -> None:
+        """
+        Raises:
+            TypeError, ValueError: `callback_on_step_end` asks for what is not there.
+        """
+        argument = "callback_on_step_end_tensor_inputs"
+        own = getattr(self.callback_on_step_end, "tensor_inputs", None)
+        for name, names in ((argument, getattr(self, argument)), ("callback_on_step_end.tensor_inputs", own)):
+            if names is None:
+                continue
+            wanted = f"a list of some of {', '.join(allowed)}"
+            if not isinstance(names, list | tuple) or not all(isinstance(each, str) for each in names):
+                raise TypeError(f"`{name}` is {names!r}; it must be {wanted}.")
+            if not set(names) <= set(allowed):
+                raise ValueError(f"`{name}` is {list(names)}; it must be {wanted}.")
+
     def reward_prompts(self) -> list[str | None]:
         """One text, or None, for each prompt."""
         words = self.prompt if self.reward_prompt is None else self.reward_prompt
@@ -220,7 +255,7 @@ class VideoRequest:
         """One generator, or None, for each prompt."""
         return per_prompt("generator", self.generator, torch.Generator, self.num_prompts)
 
-    def check(self, *, has_text_encoder: bool, text_dim: int, has_vae: bool, tensor_inputs: Sequence[str]) -> None:
+    def check(self, *, text_dim: int, has_vae: bool, tensor_inputs: Sequence[str]) -> None:
         """Checks what depends on the models of a pipeline.
 
         Args:
@@ -229,22 +264,20 @@ class VideoRequest:
         Raises:
             ValueError, TypeError: the call asks for what they cannot give.
         """
-        self.check_prompt(has_text_encoder, text_dim)
+        self.check_prompt(text_dim)
         self.check_monitors()
-        self.reward_prompts()
+        for text in self.reward_prompts():
+            if text is not None:
+                _check_encodable("prompt" if self.reward_prompt is None else "reward_prompt", text)
         self.generators()
         if self.output_type != "latent" and not has_vae:
             raise ValueError(f'`output_type` is {self.output_type!r}, and this pipeline has no VAE; use "latent".')
-        if not set(self.callback_tensor_inputs) <= set(tensor_inputs):
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` is {list(self.callback_tensor_inputs)}; it may name "
-                f"{list(tensor_inputs)}."
-            )
+        self.check_callback_tensor_inputs(tensor_inputs)
 
-    def check_prompt(self, has_text_encoder: bool, text_dim: int) -> None:
+    def check_prompt(self, text_dim: int) -> None:
         """
         Raises:
-            ValueError, TypeError: there is not exactly one prompt, in a form that this pipeline can read.
+            ValueError, TypeError: there is not exactly one of `prompt` and `prompt_embeds`, in a right form.
         """
         if (self.prompt is None) == (self.prompt_embeds is None):
             both = (
@@ -252,27 +285,24 @@ class VideoRequest:
             )
             raise ValueError(f"Got {both}; give one of them.")
         if self.prompt is None:
-            return _check_prompt_embeds(self.prompt_embeds, text_dim)
-        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
-            raise TypeError(f"`prompt` is {self.prompt!r}; it must be a string, or a list of one or more strings.")
-        if not has_text_encoder:
-            raise ValueError("`prompt` needs a text encoder and a tokenizer; without them give `prompt_embeds`.")
+            return check_prompt_embeds(self.prompt_embeds, text_dim)
+        check_texts(self.prompt)
 
     def check_monitors(self) -> None:
         """
         Raises:
-            TypeError: they are no rewards, folders or Hub ids under names.
+            TypeError: they are not under names.
+            ValueError: a part of one could have the name of another.
         """
         monitors = {} if self.monitors is None else self.monitors
         if not isinstance(monitors, dict) or not all(isinstance(name, str) for name in monitors):
             raise TypeError(f"`monitors` is {monitors!r}; it must be a dict of names to rewards.")
-        for name, reward in monitors.items():
-            if not callable(reward) and not isinstance(reward, str | Path):
-                given = f"a {type(reward).__name__}"
-                raise TypeError(
-                    f"`monitors[{name!r}]` is {given}; it must be a callable `reward(frames, prompt, fps)`, or the "
-                    "folder or Hub id of a converted reward."
+        for name in monitors:
+            hidden = [other for other in monitors if other.startswith(f"{name}.")]
+            if hidden:
+                raise ValueError(
+                    f"`monitors` has {name!r} and {hidden[0]!r}, and a part of {name!r} would be recorded as "
+                    f'"{name}.PART". Name one of them without the dot.'
                 )
 
     def chosen_policy(self, own: Mapping | None) -> "memory_sinking.MemoryPolicy":
@@ -314,7 +344,10 @@ class StreamRequest(VideoRequest):
             if self.latents is not None:
                 raise ValueError("`latents` is the noise of a whole video, and an endless stream has no whole.")
         if self.num_videos_per_prompt > 1:
-            raise ValueError("`stream` is for one video of one prompt; for several call the pipeline, or stream each.")
+            raise ValueError(
+                f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `stream` is for one video of one "
+                "prompt; for several call the pipeline, or stream each."
+            )
 
 
 def takes_request(
@@ -361,9 +394,79 @@ def per_prompt(name: str, value: object, kind: type, num_prompts: int) -> list:
     return values
 
 
-def _check_prompt_embeds(prompt_embeds: torch.Tensor, text_dim: int) -> None:
-    if not torch.is_tensor(prompt_embeds):
-        raise TypeError(f"`prompt_embeds` is a {type(prompt_embeds).__name__}; it must be a tensor.")
-    if prompt_embeds.ndim != 3 or len(prompt_embeds) == 0 or prompt_embeds.shape[2] != text_dim:
-        shape = tuple(prompt_embeds.shape)
-        raise ValueError(f"`prompt_embeds` has shape {shape}; it must be (1 or more prompts, tokens, {text_dim}).")
+def check_texts(prompt: object) -> None:
+    """
+    Raises:
+        TypeError, ValueError: `prompt` is neither a text nor a list of texts.
+    """
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+        raise TypeError(f"`prompt` is {prompt!r}; it must be a string, or a list of one or more strings.")
+    for text in texts:
+        _check_encodable("prompt", text)
+
+
+def check_float_tensor(name: str, tensor: object, of: str = "") -> None:
+    """
+    Args:
+        name, of: for messages, as of `geometry.whole_number`.
+
+    Raises:
+        TypeError: `tensor` is no plain tensor of floats with content.
+    """
+    given = None
+    if not torch.is_tensor(tensor):
+        given = f"a {type(tensor).__name__}"
+    elif tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+        given = "on the meta device" if tensor.is_meta else "nested" if tensor.is_nested else f"{tensor.layout}"
+    elif not tensor.is_floating_point():
+        given = f"{tensor.dtype}"
+    if given is not None:
+        raise TypeError(f"`{name}`{of} is {given}; it must be a dense tensor of floats.")
+
+
+def check_finite(name: str, tensor: torch.Tensor, of: str = "") -> None:
+    """
+    Raises:
+        ValueError: some of its numbers are infinite or NaN.
+    """
+    if not bool(torch.isfinite(tensor.float()).all()):
+        raise ValueError(f"`{name}`{of} has numbers that are not finite.")
+
+
+def check_prompt_embeds(embeds: object, text_dim: int, *, num_prompts: int | None = None, of: str = "") -> None:
+    """
+    Raises:
+        TypeError, ValueError: `embeds` are no (prompts, tokens, text dim), all finite.
+    """
+    check_float_tensor("prompt_embeds", embeds, of)
+    shape, prompts = tuple(embeds.shape), "1 or more prompts" if num_prompts is None else f"{num_prompts}"
+    is_right = len(shape) == 3 and shape[0] > 0 and shape[1] > 0 and shape[2] == text_dim
+    if not is_right or num_prompts not in (None, shape[0]):
+        raise ValueError(f"`prompt_embeds`{of} has shape {shape}; it must be ({prompts}, tokens, {text_dim}).")
+    check_finite("prompt_embeds", embeds, of)
+
+
+def _check_encodable(name: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"`{name}` is {text!r}, which has half a character (a surrogate) in it.") from error
+
+
+def _check_callback(name: str, callback: object) -> None:
+    if isinstance(callback, type):
+        raise TypeError(f"`{name}` is the class {callback.__name__}; give an object of it, or a function.")
+    if callback is None:
+        return
+    if not callable(callback):
+        raise TypeError(f"`{name}` is {callback!r}; it must be a function or None.")
+    choice.check_takes(name, callback, CALLBACKS[name])
+
+
+def _attention_kwargs(given: object) -> dict[str, float | torch.Tensor]:
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"`attention_kwargs` is {given!r}; it must be a dict of names to numbers or tensors.")
+    numbers = {name: value for name, value in given.items() if name == "scale" or not torch.is_tensor(value)}
+    numbers = {name: geometry.real_number(f"attention_kwargs[{name!r}]", value) for name, value in numbers.items()}
+    return {**given, **numbers}

@@ -50,6 +50,7 @@ def normalize_scores(scores: Sequence[float], method: str | None) -> list[float]
     """
     if method is None or len(scores) == 0:
         return list(scores)
+    # Rewards that are summed have the same on tensors (rewards/combining.py): a folder imports none of another.
     values = np.asarray(scores, dtype=np.float64)
     if method == "zscore":
         deviation = values.std()

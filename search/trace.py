@@ -34,6 +34,8 @@ class CandidateTrace:
     lost: str | None = None  # why it has no score
     thumbnail: str | None = None  # a small picture out of the chunk, as a data URL; None unless it was asked for
     kept_as: list[int] = field(default_factory=list)  # which of the next beams it became; before version 0.2 not told
+    step: int | None = None  # denoising steps done; its scores are of the prediction after them
+    own: list[str] = field(default_factory=list)  # what the search put instead of the drawn: "noise", "memory"
 
     @classmethod
     def of(cls, candidate: "beam.Candidate", kept_as: list[int]) -> "CandidateTrace":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import toy_transformer
-from diffusers import AutoModel, WanTransformer3DModel
+from diffusers import AutoModel, FasterCacheConfig, WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
@@ -165,14 +165,15 @@ def test_rotary_tables_stay_float32_in_a_bfloat16_model(embeds):
 
 
 @torch.no_grad()
-def test_a_stock_transformer_is_made_causal_in_place_and_still_serves_stock_calls(embeds):
+def test_a_causal_transformer_is_made_over_the_weights_of_a_stock_one(embeds):
     causal = toy_transformer()
     stock = WanTransformer3DModel.from_config(causal.config).eval()
     stock.load_state_dict(causal.state_dict())
     inputs = (noise(1, 4, 3, 4, 4), torch.tensor([625.0]), embeds)
     before = stock(*inputs).sample
     adopted = CausalWanTransformer3DModel.adopt(stock)
-    assert adopted is stock and isinstance(stock, CausalWanTransformer3DModel)
+    assert type(stock) is WanTransformer3DModel and CausalWanTransformer3DModel.adopt(adopted) is adopted
+    assert all(one is other for one, other in zip(stock.parameters(), adopted.parameters(), strict=True))
     assert torch.equal(adopted(*inputs).sample, before)
     memory_outputs = [model(*inputs, context=context_of(model, ChunkMemory())).sample for model in (adopted, causal)]
     assert torch.equal(*memory_outputs)
@@ -246,13 +247,33 @@ def test_a_hook_that_was_there_before_calls_the_causal_forward(embeds):
     assert torch.equal(adopted(*inputs, context=context_of(adopted, ChunkMemory())).sample, expected)
 
 
+@torch.no_grad()
+def test_a_hook_that_was_removed_hides_the_causal_forward_no_more(embeds):
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    stock = WanTransformer3DModel.from_config(toy_transformer().config).eval()
+    remove_hook_from_module(add_hook_to_module(stock, ModelHook()))
+    adopted = CausalWanTransformer3DModel.adopt(stock)
+    inputs = (noise(1, 4, 3, 4, 4), torch.tensor([625.0]), embeds)
+    assert adopted(*inputs, context=context_of(adopted, ChunkMemory())).sample.shape == inputs[0].shape
+
+
+def test_a_transformer_under_a_step_cache_is_taken_once_it_is_disabled():
+    stock = WanTransformer3DModel.from_config(toy_transformer().config)
+    stock.enable_cache(FasterCacheConfig(current_timestep_callback=lambda: 0, is_guidance_distilled=True))
+    with pytest.raises(ValueError, match="faster_cache.*disable_cache"):
+        CausalWanTransformer3DModel.adopt(stock)
+    stock.disable_cache()
+    assert CausalWanTransformer3DModel.adopt(stock).forward.__func__ is CausalWanTransformer3DModel.forward
+
+
 def test_a_transformer_under_group_offload_is_refused():
     from diffusers.hooks import apply_group_offloading
 
     stock = WanTransformer3DModel.from_config(toy_transformer().config)
     cpu = torch.device("cpu")
     apply_group_offloading(stock, onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
-    with pytest.raises(ValueError, match="already under group offload.*enable_group_offload"):
+    with pytest.raises(ValueError, match="already under group offload.*group_offloading.*enable_group_offload"):
         CausalWanTransformer3DModel.adopt(stock)
 
 

@@ -140,12 +140,12 @@ def test_mistakes_in_a_combination_are_refused():
         WeightedReward([brightness], [1.0, 2.0])
     with pytest.raises(ValueError, match='"zscore" or "rank"'):
         WeightedReward([brightness], [1.0], normalize="softmax")
-    with pytest.raises(TypeError, match="3 is not a reward"):
+    with pytest.raises(TypeError, match=r"`rewards\[0\]` is a int"):
         WeightedReward([3], [1.0])
     for number in (float("nan"), float("inf"), "1", None, True):
-        with pytest.raises(ValueError, match=r"`weights\[1\]` is .* it must be a finite number"):
+        with pytest.raises((TypeError, ValueError), match=r"`weights\[1\]` is .* it must be a finite number"):
             WeightedReward([brightness, contrast], [1.0, number])
-        with pytest.raises(ValueError, match="`bound` is .* it must be a finite number"):
+        with pytest.raises((TypeError, ValueError), match="`bound` is .* it must be a finite number"):
             GatedReward(brightness, contrast, bound=number, at_least=2)
     gate = GatedReward(brightness, contrast, bound=0.5, at_least=2)
     with pytest.raises(TypeError, match=r"GatedReward\(gate, WeightedReward"):

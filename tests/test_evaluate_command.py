@@ -1,5 +1,6 @@
 """`stream-t1 evaluate` on any model and `python -m stream_t1.demo.evaluate` on the demo, as a user runs them."""
 
+import select
 import subprocess
 import sys
 
@@ -83,7 +84,43 @@ def test_an_argument_that_cannot_be_read_is_refused_by_the_parser(model, capsys,
     assert exit_status.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_results_of_another_size_are_not_resumed(model, capsys):
+def test_prompts_are_read_before_the_model_is_loaded(model, tmp_path, capsys, monkeypatch):
+    (tmp_path / "prompts.txt").write_bytes(b"a cat\na d\xf6g\n")
+    monkeypatch.setattr("stream_t1.commands.evaluate.load_model", lambda name: pytest.fail("loaded"))
+    assert main(model) == 2
+    assert "prompts.txt, line 2 is no UTF-8" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_two_evaluations_that_begin_at_once_on_one_new_folder_make_every_video_once(model, tmp_path):
+    command = [sys.executable, "-m", "stream_t1", *model, "--methods", "single", "--num-frames", "9"]
+    command += ["--metric", "flicker=TemporalFlickerReward", "--num-seeds", "3"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    lines = [line for path in (tmp_path / "results").glob("rows-*") for line in path.read_text().splitlines()]
+    assert len(lines) == len(read_rows([tmp_path / "results"])) == 6
+    assert sorted(path.name for path in (tmp_path / "results").iterdir() if path.name[0] == ".") == []
+    assert (tmp_path / "results" / "comparison.md").is_file()
+
+
+def test_an_evaluation_waits_for_one_that_is_at_work_and_not_for_one_that_was_killed(tmp_path):
+    code = "import sys, pathlib; from stream_t1.evaluation.results import only_evaluation\n"
+    code += "with only_evaluation(pathlib.Path(sys.argv[1])): print('at work', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first, second = (subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes) for _ in range(2))
+    ready, _, _ = select.select([first.stdout, second.stdout], [], [])
+    working, waiting = (first, second) if first.stdout in ready else (second, first)
+    assert working.stdout.readline() == "at work\n"
+    while "waiting for it" not in (told := waiting.stderr.readline()):
+        assert told
+    assert f"process {working.pid} on " in told
+    working.kill()
+    assert waiting.stdout.readline() == "at work\n"
+    assert waiting.communicate("")[1] is not None and waiting.returncode == 0 and not list(tmp_path.iterdir())
+    working.communicate()
+
+
+def test_results_of_another_size_are_not_gone_on_with(model, capsys):
     short = ["--methods", "single", "--num-frames", "9", "--metric", "flicker=TemporalFlickerReward"]
     assert main([*model, *short]) == 0
     assert main([*model, *short, "--width", "128"]) == 2

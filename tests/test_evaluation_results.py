@@ -34,7 +34,7 @@ from stream_t1.evaluation.results import (
 )
 from stream_t1.evaluation.running import Evaluation, fingerprint, share_of
 from stream_t1.evaluation.statistics import difference, estimate
-from stream_t1.evaluation.suites import Suite, comparison
+from stream_t1.evaluation.suites import Suite, comparison, read_prompts
 from stream_t1.search.files import new_file
 
 TASKS = (("a red circle", 1), ("a blue cross", 2), ("a green triangle", 3))
@@ -311,14 +311,37 @@ def test_the_demos_suites_count_the_same_held_out_prompts_from_the_first():
 def test_a_file_of_prompts_makes_a_comparison_and_empty_lines_are_missing_prompts(tmp_path, caplog):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n\na dog\na cat\n\n")
-    suite = comparison(["single", "full"], [8, 16], path, num_seeds=2, num_frames=33, num_steps=4)
+    prompts = read_prompts(path)
+    suite = comparison(["single", "full"], [8, 16], prompts, num_seeds=2, num_frames=33, num_steps=4)
     assert suite.entries == (("single", 4), ("full", 8), ("full", 16)) and suite.baseline == ("single", 4)
     assert suite.tasks == (("a cat", 0), ("a cat", 1), ("a dog", 0), ("a dog", 1)) and suite.num_lost == 2
     assert "line 2 is empty" in caplog.text
     assert "| single | 4 | 0 | 6 |" in all_tables(SuiteRows(suite, []), ["judge"])["Scores"]
     path.write_text("\n")
     with pytest.raises(ValueError, match="no prompts"):
-        comparison(["single"], [4], path, num_seeds=1, num_frames=33, num_steps=4)
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfa cat\n\na d\xc3\xb6g\n",
+        b"a cat\r\n\r\na d\xc3\xb6g\r\n",
+        b"\xef\xbb\xbfa cat\r\n\r\na d\xc3\xb6g",
+        b" a cat\r\ra d\xc3\xb6g \r",
+    ],
+    ids=["mark", "carriage returns", "both", "carriage returns alone"],
+)
+def test_how_a_file_of_prompts_was_saved_changes_no_prompt(tmp_path, content):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    assert read_prompts(tmp_path / "prompts.txt") == ["a cat", "", "a dög"]
+
+
+@pytest.mark.parametrize("text, line", [("a cat\na dög\n".encode("latin-1"), 2), ("a cat\n".encode("utf-16"), 1)])
+def test_a_file_of_prompts_in_another_encoding_is_told_with_its_name_and_line(tmp_path, text, line):
+    (tmp_path / "prompts.txt").write_bytes(text)
+    with pytest.raises(ValueError, match=f"prompts.txt, line {line} is no UTF-8.*Save the file as UTF-8"):
+        read_prompts(tmp_path / "prompts.txt")
 
 
 def test_a_report_replaces_earlier_ones_and_no_file_of_the_users(tmp_path):

@@ -46,7 +46,7 @@ def test_one_beam_and_one_candidate_is_plain_streaming(toy_pipeline, embeds):
                     noise = torch.randn(3, 4, 2, 2, generator=stream).transpose(0, 1)[None]
                     x = (1 - next_sigma) * x + next_sigma * noise
             record = ChunkRecord()
-            model(x, torch.zeros(1), embeds, memory=context.recording(record))
+            model(x, torch.zeros(1), embeds, context=context.recording(record))
         memory = memory.append(record.chunk(index, 3 * index, 3), 3)
         chunks.append(x)
     torch.testing.assert_close(output.frames, torch.cat(chunks, dim=2), rtol=1e-5, atol=1e-5)

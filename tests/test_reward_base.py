@@ -183,5 +183,5 @@ def test_a_reward_that_does_not_need_the_frame_rate_does_without():
 def test_sizes_of_micro_batches_and_strides_are_checked():
     with pytest.raises(ValueError, match="`micro_batch_size` is 0; it must be a whole number, 1 or more"):
         Reward(micro_batch_size=0)
-    with pytest.raises(ValueError, match="`frame_stride` is 1.5"):
+    with pytest.raises(TypeError, match="`frame_stride` is 1.5"):
         PictureReward(frame_stride=1.5)

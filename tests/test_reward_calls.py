@@ -54,8 +54,9 @@ def test_an_error_in_the_format_is_not_repeated():
 
 
 def test_the_argument_goes_before_the_component_and_false_means_none():
+    other = Reward()
     assert chosen_reward("image_reward", None, mean) is mean
-    assert chosen_reward("image_reward", scores, mean) is scores
+    assert chosen_reward("image_reward", other, mean) is other
     assert chosen_reward("image_reward", False, mean) is None
 
 

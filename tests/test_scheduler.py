@@ -36,8 +36,8 @@ def test_given_sigmas_are_before_the_shift():
     [
         ({"num_inference_steps": 9}, "1 to 8"),
         ({"num_inference_steps": 0}, "1 to 8"),
-        ({"sigmas": [0.5, 0.75]}, "decrease"),
-        ({"sigmas": [1.5, 0.5]}, r"\(0, 1\]"),
+        ({"sigmas": [0.5, 0.75]}, "fall"),
+        ({"sigmas": [1.5, 0.5]}, "above 0 and at most 1"),
         ({"num_inference_steps": 3, "sigmas": [1.0, 0.5]}, "Give one"),
         ({}, "num_inference_steps"),
     ],

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from conftest import brightness, contrast
+from conftest import brightness, contrast, nothing_done
 
 from stream_t1.search import (
     Beam,
@@ -304,6 +304,36 @@ def test_an_estimate_knows_what_a_search_does(toy_pipeline, embeds):
         toy_pipeline.estimate(search=KeepTwice(), **REWARDS)
 
 
+def test_a_trace_says_what_a_search_put_instead_of_the_drawn(toy_pipeline, embeds):
+    def mixing(steps, beams):
+        one, other, third = steps.propose(beams, 3)
+        mixed = replace(other, renoise=one.renoise)
+        remembering = replace(third, memory=beams[0].memory)
+        candidates = steps.score(beams, steps.denoise(beams, [one, mixed, remembering]))
+        return Choice(candidates, rank(candidates)[:1])
+
+    trace = video(toy_pipeline, embeds, num_frames=21, search=mixing).trace
+    assert [[candidate.own for candidate in chunk.candidates] for chunk in trace.chunks] == [
+        [[], ["noise"], ["memory"]]
+    ] * 2
+    assert {candidate.step for chunk in trace.chunks for candidate in chunk.candidates} == {4}
+
+
+class NotInTwoSteps(BeamSearch):
+    def check(self, num_steps, num_chunks):
+        if num_steps == 2 or num_chunks is None:
+            raise ValueError(f"not in {num_steps} steps, {num_chunks} chunks")
+
+
+def test_a_search_may_refuse_a_run_before_any_work(toy_pipeline, embeds):
+    search = EarlyStop(NotInTwoSteps())
+    with pytest.raises(ValueError, match="not in 2 steps, 5 chunks"):
+        video(toy_pipeline, embeds, search=search, num_inference_steps=2)
+    with pytest.raises(ValueError, match="not in 4 steps, None chunks"):
+        endless = {"num_frames": None, "horizon": 3, "memory": EMASink()}
+        toy_pipeline.stream(prompt_embeds=embeds, search=search, **endless, **REWARDS)
+
+
 # Bad input
 
 
@@ -332,13 +362,13 @@ def unfinished(candidates):
         (lambda c: Choice(c, [-1]), ValueError, "own keeps candidate -1"),
         (lambda c: Choice(c, [2]), ValueError, "own keeps candidate 2, which was lost: dark"),
         (lambda c: Choice(c, [0, 1]), ValueError, "own keeps 2 candidates, and says that it keeps at most 1"),
-        (lambda c: Choice(c, [0.5]), TypeError, "own keeps 0.5"),
-        (lambda c: Choice(c, [True]), TypeError, "own keeps True"),
+        (lambda c: Choice(c, [0.5]), TypeError, "own: `kept` has 0.5"),
+        (lambda c: Choice(c, [True]), TypeError, "own: `kept` has True"),
         (lambda c: Choice(c, [0], log_weights=[0.0, 1.0]), ValueError, "own gave 2 `log_weights` for 1 beams"),
         (lambda c: Choice(c, [0], log_weights=[float("nan")]), ValueError, "`log_weights`.*finite"),
         (lambda c: Choice(unfinished(c), [0]), ValueError, "own keeps candidate 0 with 1 of 4 steps done"),
         (lambda c: Choice([replace(c[0], parent=4)], [0]), ValueError, "own keeps candidate 0 of parent 4"),
-        (lambda c: Choice([1, 2], [0]), TypeError, "own gave `candidates` that are not all of `Candidate`"),
+        (lambda c: Choice([1, 2], [0]), TypeError, "own gave `candidates` that are no list of `Candidate`"),
     ],
 )
 def test_an_invalid_choice_is_refused_before_the_clean_pass(toy_pipeline, embeds, choice, error, message):
@@ -348,10 +378,12 @@ def test_an_invalid_choice_is_refused_before_the_clean_pass(toy_pipeline, embeds
         passes.append(float(kwargs["timestep"][0]))
 
     handle = toy_pipeline.transformer.register_forward_pre_hook(note, with_kwargs=True)
-    with pytest.raises(error, match=message):
-        video(toy_pipeline, embeds, search=gives(choice))
-    handle.remove()
-    assert 0.0 not in passes
+    try:
+        with pytest.raises(error, match=message):
+            video(toy_pipeline, embeds, search=gives(choice))
+    finally:
+        handle.remove()
+    assert passes and 0.0 not in passes
 
 
 @pytest.mark.parametrize(
@@ -369,17 +401,19 @@ def test_an_invalid_choice_is_refused_before_the_clean_pass(toy_pipeline, embeds
             ValueError,
             "`score_normalization` is 'rank'.*BestOfN",
         ),
-        ({"search": KeepTwice(num_beams=0)}, ValueError, "`num_beams` of KeepTwice is 0; it must be 1 or more"),
-        ({"search": KeepTwice(num_beams=1.5)}, TypeError, "`num_beams` of KeepTwice is 1.5"),
+        ({"search": KeepTwice(num_beams=0)}, ValueError, "`num_beams` of `search`, KeepTwice, is 0; it must be"),
+        ({"search": KeepTwice(num_beams=1.5)}, TypeError, "`num_beams` of `search`, KeepTwice, is 1.5"),
         ({"search": BeamSearch(2, 2), "image_reward": False, "video_reward": False}, ValueError, "BeamSearch.*drops"),
-        ({"num_candidates": 2, "image_reward": False, "video_reward": False}, ValueError, "2 candidates.*no reward"),
+        (
+            {"num_candidates": 2, "image_reward": False, "video_reward": False},
+            ValueError,
+            "`num_candidates`, 2, drop candidates.*no reward",
+        ),
     ],
 )
-def test_an_invalid_search_is_refused_before_any_work(toy_pipeline, embeds, arguments, error, message):
-    handle = toy_pipeline.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the transformer was called"))
-    with pytest.raises(error, match=message):
+def test_a_search_that_cannot_be_is_told_before_any_work(toy_pipeline, embeds, arguments, error, message):
+    with nothing_done(toy_pipeline), pytest.raises(error, match=message):
         video(toy_pipeline, embeds, **arguments)
-    handle.remove()
 
 
 def test_a_candidate_kept_twice_needs_seeds_of_its_own(toy_pipeline, embeds):
@@ -397,7 +431,7 @@ def test_a_candidate_kept_twice_needs_seeds_of_its_own(toy_pipeline, embeds):
         (lambda: BeamSearch(budget=[(2,)]), ValueError, r"`budget\[0\]` of BeamSearch is \(2,\)"),
         (lambda: BeamSearch(budget="22"), ValueError, "`budget` of BeamSearch is '22'"),
         (lambda: BestOfN(0), ValueError, "`num_videos` of BestOfN is 0"),
-        (lambda: EarlyStop(BeamSearch), TypeError, "`search` is the class BeamSearch"),
+        (lambda: EarlyStop(BeamSearch), TypeError, "`inner` is the class BeamSearch"),
         (lambda: EarlyStop(BeamSearch(), margin=float("nan")), ValueError, "`margin` of EarlyStop is nan"),
         (lambda: EarlyStop(BeamSearch(), margin="1"), TypeError, "`margin` of EarlyStop is '1'"),
         (lambda: EarlyStop(BeamSearch(), patience=0), ValueError, "`patience` of EarlyStop is 0"),
