@@ -25,8 +25,8 @@ class RewardOutput:
 
     score: torch.Tensor  # (B,) float
     parts: dict[str, torch.Tensor] = field(default_factory=dict)  # name to (B,), for the trace only
-    lost: tuple[str | None, ...] | None = None  # B reasons: why a clip could not be scored; None: all could
-    gated: tuple[str | None, ...] | None = None  # B reasons: why a clip was left out on purpose; None: none was
+    lost: tuple[str | None, ...] | None = None  # B reasons why a clip could not be scored; None: all could
+    gated: tuple[str | None, ...] | None = None  # B reasons why a clip was left out on purpose; None: none was
     errors: tuple[Exception | None, ...] | None = None  # B exceptions behind `lost`, where there are some
 
 
