@@ -49,7 +49,9 @@ class Base:
             with torch.device("meta"):
                 return WanTransformer3DModel(**config)
         except Exception as error:  # a wrong value may raise anything in the modules
-            raise ValueError(f"{self.source.name} is no base: its transformer/config.json fails ({error}).") from error
+            raise ValueError(
+                f"{self.source.name} is not a base: its transformer/config.json fails ({error})."
+            ) from error
 
 
 def open_base(given: str | Path) -> Base:
@@ -66,7 +68,7 @@ def open_base(given: str | Path) -> Base:
     try:
         check_base(index)
     except ValueError as error:
-        raise ValueError(f"{given} is no base. {error}") from error
+        raise ValueError(f"{given} is not a base. {error}") from error
     transformer, vae = _json(source, "transformer/config.json"), _json(source, "vae/config.json")
     _check_configs(given, transformer, vae)
     files = []
@@ -74,7 +76,9 @@ def open_base(given: str | Path) -> Base:
         entry = index.get(component)
         if not isinstance(entry, list) or not entry or entry[0] not in LIBRARIES:
             known = " or ".join(LIBRARIES)
-            raise ValueError(f"{given} is no base: its model_index.json names no {component} of {known}, but {entry}.")
+            raise ValueError(
+                f"{given} is not a base: its model_index.json names no {component} of {known}, but {entry}."
+            )
         found = sorted(path for path in (source.path / component).glob("*") if path.suffix in SUFFIXES)
         if not found:
             raise FileNotFoundError(f"{given} lacks its {component}.")
@@ -118,9 +122,9 @@ def _json(source: Source, name: str) -> dict[str, object]:
     try:
         return read_json(source.path / name)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{source.name} is no base: it has no {name}. {WANTED}") from error
+        raise FileNotFoundError(f"{source.name} is not a base: it has no {name}. {WANTED}") from error
     except ValueError as error:
-        raise ValueError(f"{source.name} is no base: {error}") from error
+        raise ValueError(f"{source.name} is not a base: {error}") from error
 
 
 def _check_configs(given: str | Path, transformer: dict[str, object], vae: dict[str, object]) -> None:
@@ -136,4 +140,4 @@ def _check_configs(given: str | Path, transformer: dict[str, object], vae: dict[
         kind = f"not of its VAE: it reads {channels} channels and the VAE makes {vae.get('z_dim', 16)}"
     else:
         return
-    raise ValueError(f"{given} is no base: its transformer is {kind}. {WANTED}")
+    raise ValueError(f"{given} is not a base: its transformer is {kind}. {WANTED}")

@@ -232,7 +232,7 @@ def _files_of_folder(folder: Path) -> tuple[Path, ...]:
             files = [folder / name for name in names]
             outside = [name for name in names if Path(name).name != name]
         except (KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{indices[0]} is no index of shards: {error}.") from error
+            raise ValueError(f"{indices[0]} is not an index of shards: {error}.") from error
         if outside:
             raise ValueError(f"{indices[0]} names {len(outside)} files outside its folder: {listing(outside)}.")
         absent = [file.name for file in files if not file.is_file()]

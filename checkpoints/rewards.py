@@ -170,7 +170,9 @@ def _model_config(
 ) -> dict:
     """Returns the model's config for the folder; checks that it fits the weights and the tokenizer."""
     if EMBEDDINGS not in infos:
-        raise ValueError(f"{plan.weights.name} has no embeddings of tokens; it is no whole Qwen2-VL reward model.")
+        raise ValueError(
+            f"{plan.weights.name} has no embeddings of tokens; it is not a complete Qwen2-VL reward model."
+        )
     config.text_config.vocab_size = infos[EMBEDDINGS].shape[0]  # the originals cut it to the tokenizer's length
     if max(reward_token_ids) >= config.text_config.vocab_size:
         raise ValueError(

@@ -97,7 +97,7 @@ def _string_constants(code: str, name: str) -> Mapping[str, str]:
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes, before Python 3.12
-        raise ValueError(f"{name} is no Python file: {error}.") from error
+        raise ValueError(f"{name} is not a Python file: {error}.") from error
     return {
         target.id: node.value.value
         for node in tree.body

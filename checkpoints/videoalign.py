@@ -106,7 +106,7 @@ def read_model_config(source: Source) -> Mapping[str, Mapping]:
     """
     path = source.path / "model_config.json"
     if not path.is_file():
-        raise ValueError(f"{source.name} is no folder of VideoAlign: it has no model_config.json.")
+        raise ValueError(f"{source.name} is not a VideoAlign folder: it has no model_config.json.")
     config = read_json(path)
     config = {section: config.get(section) for section in (*EXPECTED, "inference_config")}
     for section, values in config.items():

@@ -287,7 +287,7 @@ def _check_shapes(
         faults += _misfits(kinds, parameters[module], infos, shapes)
     if faults:
         raise ValueError(
-            f"{name} is no LoRA of this model: {len(faults)} changes in its {len(modules)} modules do not fit "
+            f"{name} is not a LoRA of this model: {len(faults)} changes in its {len(modules)} modules do not fit "
             f"({_listing(faults, '; ')})."
         )
 

@@ -3,18 +3,15 @@
 Axes: B clips, F frames, H height and W width in pixels.
 """
 
-import math
-import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from diffusers.utils import logging
-from transformers import PreTrainedTokenizerBase
 
-from . import loading
+from . import checks, loading
 
 logger = logging.get_logger(__name__)
 
@@ -68,7 +65,7 @@ class Reward(torch.nn.Module):
         super().__init__()
         self.micro_batch_size = None
         if micro_batch_size is not None:
-            self.micro_batch_size = whole_number("micro_batch_size", micro_batch_size, least=1)
+            self.micro_batch_size = checks.whole_number("micro_batch_size", micro_batch_size, least=1)
         self._offloads = False
         self._work_device: torch.device | None = None
 
@@ -156,7 +153,7 @@ class Reward(torch.nn.Module):
         Raises:
             ValueError, TypeError: the clips are invalid, or a prompt can't be read; the message says what to do.
         """
-        check_clips(frames, prompt, fps, needs_fps=self.reads_fps)
+        checks.check_clips(frames, prompt, fps, needs_fps=self.reads_fps)
         self.check_prompts(prompt)
         frames = frames[:, self.selected_frames(frames.shape[1], fps)]
         if not self._offloads:
@@ -240,7 +237,7 @@ class PictureReward(Reward):
 
     def __init__(self, *, frame_stride: int = 1, micro_batch_size: int | None = None) -> None:
         super().__init__(micro_batch_size=micro_batch_size)
-        self.frame_stride = whole_number("frame_stride", frame_stride, least=1)
+        self.frame_stride = checks.whole_number("frame_stride", frame_stride, least=1)
 
     def selected_frames(self, num_frames: int, fps: float | None) -> slice:
         return slice(None, None, self.frame_stride)

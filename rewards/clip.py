@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
-from . import base, loading, resizing, torch_files
+from . import base, checks, loading, resizing, torch_files
 
 CLIPSCORE_WEIGHT = 2.5  # Hessel et al. 2021
 LAYER_NAME = re.compile(r"layers\.\d+\.(weight|bias)")  # of the aesthetic layers
@@ -41,8 +41,8 @@ class ClipTextReward(base.PictureReward):
         micro_batch_size: int | None = None,
     ) -> None:
         super().__init__(frame_stride=frame_stride, micro_batch_size=micro_batch_size)
-        base.check_type("model", model, nn.Module)
-        base.check_type("tokenizer", tokenizer, PreTrainedTokenizerBase)
+        checks.check_type("model", model, nn.Module)
+        checks.check_type("tokenizer", tokenizer, PreTrainedTokenizerBase)
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
 
     @classmethod
@@ -65,7 +65,7 @@ class ClipTextReward(base.PictureReward):
         return cls(model, tokenizer, frame_stride=frame_stride, micro_batch_size=micro_batch_size)
 
     def check_prompts(self, prompts: list[str]) -> None:
-        base.check_plain_words(prompts, self.tokenizer)
+        checks.check_plain_words(prompts, self.tokenizer)
 
     def similarities(self, frames: torch.Tensor, prompt: list[str]) -> torch.Tensor:
         """Cosine between each picture and its text, (N,) float32.
@@ -131,8 +131,8 @@ class AestheticReward(base.PictureReward):
         micro_batch_size: int | None = None,
     ) -> None:
         super().__init__(frame_stride=frame_stride, micro_batch_size=micro_batch_size)
-        base.check_type("model", model, nn.Module)
-        base.check_type("layers", layers, nn.Module)
+        checks.check_type("model", model, nn.Module)
+        checks.check_type("layers", layers, nn.Module)
         self.model, self.layers = model.eval().requires_grad_(False), layers.requires_grad_(False)
 
     @classmethod

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import arguments, base, scoring
+from . import arguments, base, checks, scoring
 
 NORMALIZATIONS = (None, "zscore", "rank")
 
@@ -85,7 +85,7 @@ class WeightedReward(CombinedReward):
             raise ValueError(f"`rewards` has {len(rewards)} and `weights` {len(weights)}; give one weight per reward.")
         if not isinstance(normalize, str | None) or normalize not in NORMALIZATIONS:
             raise ValueError(f'`normalize` is {normalize!r}; it must be None, "zscore" or "rank".')
-        weights = tuple(base.real_number(f"weights[{index}]", weight) for index, weight in enumerate(weights))
+        weights = tuple(checks.real_number(f"weights[{index}]", weight) for index, weight in enumerate(weights))
         super().__init__({f"rewards[{index}]": reward for index, reward in enumerate(rewards)})
         self.weights, self.normalize = weights, normalize
 
@@ -123,7 +123,7 @@ class GatedReward(CombinedReward):
     """
 
     def __init__(self, gate: Callable, reward: Callable, *, bound: float, at_least: int) -> None:
-        bound, at_least = base.real_number("bound", bound), base.whole_number("at_least", at_least, least=1)
+        bound, at_least = checks.real_number("bound", bound), checks.whole_number("at_least", at_least, least=1)
         super().__init__({"gate": gate, "reward": reward})
         self.bound, self.at_least = bound, at_least
 

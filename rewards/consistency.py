@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, ViTModel
 
-from . import base, clip, loading, resizing
+from . import base, checks, clip, loading, resizing
 
 SHORTER_SIDE = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -32,9 +32,9 @@ class ConsistencyReward(base.Reward):
 
     def __init__(self, model: PreTrainedModel, *, frame_stride: int = 1, micro_batch_size: int | None = None) -> None:
         super().__init__(micro_batch_size=micro_batch_size)
-        base.check_type("model", model, torch.nn.Module)
+        checks.check_type("model", model, torch.nn.Module)
         self.model = model.eval().requires_grad_(False)
-        self.frame_stride = base.whole_number("frame_stride", frame_stride, least=1)
+        self.frame_stride = checks.whole_number("frame_stride", frame_stride, least=1)
 
     def selected_frames(self, num_frames: int, fps: float | None) -> slice:
         return slice(None, None, self.frame_stride)

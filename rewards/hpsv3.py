@@ -5,7 +5,7 @@ Axes: N pictures, H height, W width.
 
 import torch
 
-from . import base, chat, loading, qwen2_vl, resizing, vision_input
+from . import base, chat, checks, loading, qwen2_vl, resizing, vision_input
 
 RewardChat = chat.RewardChat  # in the constructor an argument hides the module
 REWARD_TOKENS = ("<|Reward|>",)
@@ -39,11 +39,11 @@ class HPSv3Reward(base.PictureReward):
         micro_batch_size: int | None = 16,
     ) -> None:
         super().__init__(frame_stride=frame_stride, micro_batch_size=micro_batch_size)
-        base.check_type("model", model, torch.nn.Module)
-        base.check_type("chat", chat, RewardChat)
+        checks.check_type("model", model, torch.nn.Module)
+        checks.check_type("chat", chat, RewardChat)
         self.model, self.chat = model, chat
-        self.confidence = base.real_number("confidence", confidence)
-        self.num_pixels = base.whole_number("num_pixels", num_pixels, least=1)
+        self.confidence = checks.real_number("confidence", confidence)
+        self.num_pixels = checks.whole_number("num_pixels", num_pixels, least=1)
 
     @classmethod
     def from_folder(
@@ -72,7 +72,7 @@ class HPSv3Reward(base.PictureReward):
         )
 
     def check_prompts(self, prompts: list[str]) -> None:
-        base.check_plain_words(prompts, self.chat.tokenizer)
+        checks.check_plain_words(prompts, self.chat.tokenizer)
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
         """Scores N pictures.

@@ -6,7 +6,7 @@ Axes: B clips, F frames, H height, W width, P pairs of frames, K blocks.
 import torch
 from torch.nn import functional
 
-from . import base
+from . import base, checks
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 DARK, BRIGHT = 4 / 255, 251 / 255
@@ -94,7 +94,7 @@ class ChunkSeamReward(PixelReward):
 
     def __init__(self, frames_per_chunk: int = 12) -> None:
         super().__init__()
-        self.frames_per_chunk = base.whole_number("frames_per_chunk", frames_per_chunk, least=2)
+        self.frames_per_chunk = checks.whole_number("frames_per_chunk", frames_per_chunk, least=2)
 
     def forward(self, frames: torch.Tensor, prompt: list[str], fps: float | None) -> base.RewardOutput:
         differences = frame_differences(frames)  # (B, P); the i-th is between the frames i and i + 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from . import base, chat, loading, qwen2_vl, resizing, vision_input
+from . import base, chat, checks, loading, qwen2_vl, resizing, vision_input
 
 RewardChat = chat.RewardChat  # in the constructor an argument hides the module
 DIMENSIONS = ("VQ", "MQ", "TA")  # in the order in which the model reads their tokens
@@ -48,15 +48,15 @@ class VideoAlignReward(base.Reward):
         micro_batch_size: int | None = 4,
     ) -> None:
         super().__init__(micro_batch_size=micro_batch_size)
-        base.check_type("model", model, torch.nn.Module)
-        base.check_type("chat", chat, RewardChat)
+        checks.check_type("model", model, torch.nn.Module)
+        checks.check_type("chat", chat, RewardChat)
         if not isinstance(score, list | tuple) or not score or not all(name in SCORES for name in score):
             raise ValueError(f"`score` is {score!r}; it must be a list of one or more of {', '.join(SCORES)}.")
         self.model, self.chat, self.score = model, chat, tuple(score)
         self.normalization = _means_and_deviations(normalization)
-        self.sample_fps = base.real_number("sample_fps", sample_fps, above=0)
-        self.min_pixels = base.whole_number("min_pixels", min_pixels, least=1)
-        self.max_pixels = base.whole_number("max_pixels", max_pixels, least=self.min_pixels)
+        self.sample_fps = checks.real_number("sample_fps", sample_fps, above=0)
+        self.min_pixels = checks.whole_number("min_pixels", min_pixels, least=1)
+        self.max_pixels = checks.whole_number("max_pixels", max_pixels, least=self.min_pixels)
         self.reads_prompt = any(name.startswith("TA") for name in score)
 
     @classmethod
@@ -86,7 +86,7 @@ class VideoAlignReward(base.Reward):
         )
 
     def check_prompts(self, prompts: list[str]) -> None:
-        base.check_plain_words(prompts, self.chat.tokenizer)
+        checks.check_plain_words(prompts, self.chat.tokenizer)
 
     def selected_frames(self, num_frames: int, fps: float | None) -> list[int]:
         return vision_input.sampled_indices(num_frames, fps, self.sample_fps)
@@ -123,5 +123,5 @@ def _means_and_deviations(normalization: Mapping[str, Sequence[float]]) -> dict[
             raise ValueError(f"`normalization[{name!r}]` is {pair!r}; {wanted}.")
         mean, deviation = pair
         named = f"normalization[{name!r}]"
-        read[name] = base.real_number(f"{named}[0]", mean), base.real_number(f"{named}[1]", deviation, above=0)
+        read[name] = checks.real_number(f"{named}[0]", mean), checks.real_number(f"{named}[1]", deviation, above=0)
     return read

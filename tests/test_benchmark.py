@@ -152,7 +152,7 @@ def test_flatness_compares_the_medians_of_early_and_late_chunks(monkeypatch):
 
 
 def test_overhead_is_the_share_of_time_outside_the_forwards(monkeypatch):
-    """On a clock that goes on by a second whenever it is read: a forward takes one, from beginning to end."""
+    """Uses a clock that advances by a second at every reading: a forward takes one, from beginning to end."""
     monkeypatch.setattr(chunk_cost.time, "perf_counter", itertools.count().__next__)
     results = chunk_cost.main(["--model", "toy", "--overhead", "--chunks", "2", "--warmup", "1"])
     inside, outside = results["seconds_in_forwards"], results["seconds_outside"]

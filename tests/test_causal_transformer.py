@@ -220,7 +220,7 @@ def test_models_are_saved_and_loaded_as_they_are(tmp_path, embeds):
 
 @torch.no_grad()
 def test_a_block_whose_hook_rebuilds_its_inputs_still_records(toy_models, embeds):
-    """As accelerate's hooks do when the blocks of a model are on several devices."""
+    """Accelerate's hooks do so when the blocks of a model are on several devices."""
     from accelerate.utils import recursively_apply
 
     model, _ = toy_models

@@ -122,7 +122,7 @@ def truncate(path):
             "96 of no float type (blocks.0.",
         ),
         (lambda given: (given / "base.pt").unlink(), "There is no file"),
-        (lambda given: shutil.rmtree(given / "base/vae"), "is no base: it has no vae/config.json"),
+        (lambda given: shutil.rmtree(given / "base/vae"), "is not a base: it has no vae/config.json"),
         (lambda given: truncate(given / "base/vae/diffusion_pytorch_model.safetensors"), "truncated or damaged"),
         (lambda given: (given / "base/text_encoder/model.safetensors").unlink(), "must hold one safetensors file"),
         (

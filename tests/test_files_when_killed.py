@@ -81,7 +81,7 @@ def workplace(tmp_path_factory, reference_transformer):
 
 @pytest.fixture(scope="module")
 def prepared(workplace):
-    """For a writer: a folder in its old state, the states of old and new, and how many calls lie between them."""
+    """A writer's folder in its old state, the states of old and new, and the number of calls between them."""
     known = {}
 
     def prepare(name: str) -> tuple[Path, dict, dict, int]:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from stream_t1.rewards import PictureReward, Reward, RewardOutput, SharpnessReward, VideoAlignReward
-from stream_t1.rewards.base import RewardFormatError, check_clips
+from stream_t1.rewards.base import RewardFormatError
+from stream_t1.rewards.checks import check_clips
 
 CLIPS = torch.rand(5, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 WORDS = ["a", "b", "c", "d", "e"]

@@ -258,7 +258,7 @@ def test_braces_of_the_template_are_read_as_the_original_formats_them(tmp_path):
         ("INSTRUCTION = '{prompt}'\nprompt_with_special_token = ''", r"has the place \{prompt\}"),
         ("INSTRUCTION = 'no place'\nprompt_with_special_token = ''", "has 0 places for the prompt"),
         ("INSTRUCTION = 'a { b'\nprompt_with_special_token = ''", "INSTRUCTION of data_collator_qwen.py"),
-        ("def broken(:", "is no Python file"),
+        ("def broken(:", "is not a Python file"),
     ],
 )
 def test_a_copy_without_the_template_says_so(tmp_path, code, message):
