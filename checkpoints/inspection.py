@@ -101,7 +101,7 @@ def _checkpoint_lines(checkpoint: Checkpoint) -> Iterable[str]:
         if dict_name in layouts:
             what, use = _wan(layouts[dict_name], infos), _use_of_wan(checkpoint, set(layouts))
         elif VIDEOALIGN_KEY in infos:
-            folder = checkpoint.path.parent.parent  # the model is that of a training step
+            folder = checkpoint.path.parent.parent  # the file belongs to one training step of the model
             what = "a VideoAlign reward model in PEFT's keys"
             use = f"converted by: {_of_reward('videoalign', folder)}"
         elif HPSV3_KEY in infos:

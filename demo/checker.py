@@ -180,7 +180,7 @@ def _sample_wrapped(coverage: torch.Tensor, x: torch.Tensor, y: torch.Tensor) ->
 
 
 def _linear_weights(position: torch.Tensor, count: int) -> torch.Tensor:
-    """How much each of `count` pixels adds to a sample at `position` (share of the frame), (F, T, count)."""
+    """Weight of each of `count` pixels in a sample at `position` (share of the frame), (F, T, count)."""
     offset = position[:, :, None] * count - (torch.arange(count, dtype=position.dtype) + 0.5)
     offset = (offset + count / 2).remainder(count) - count / 2
     return (1 - offset.abs()).clamp(min=0)
@@ -206,7 +206,7 @@ def _unwrap(position: torch.Tensor) -> torch.Tensor:
 
 
 def _common_name(colors: torch.Tensor, palette: dict[str, tuple[int, int, int]]) -> str | None:
-    """The palette's name for most of the frames (F, 3), or None when frames disagree or no colour is near."""
+    """Returns the palette's name for most of the frames (F, 3); None when frames disagree or no colour is near."""
     table = torch.tensor(list(palette.values()), dtype=colors.dtype) / 255
     distance, index = torch.cdist(colors, table).min(dim=1)
     names = [list(palette)[i] if d < SAME_COLOR else None for i, d in zip(index.tolist(), distance, strict=True)]

@@ -38,7 +38,7 @@ class Reading(Sight):
         return (*VALUES[attribute], None)[index]
 
     def probability(self, caption: Caption) -> torch.Tensor:
-        """Of every window (windows,), that all the caption says is so: the product over its attributes."""
+        """Probability (windows,) that a window shows all that the caption says: the product over its attributes."""
         product = torch.ones_like(self.probabilities["shape"][:, 0])
         for attribute, values in VALUES.items():
             wanted = getattr(caption, attribute)

@@ -29,7 +29,7 @@ _lock = threading.RLock()
 
 
 def align_weights(model: torch.nn.Module) -> None:
-    """Copies weights that do not lie at a multiple of 64 bytes of the CPU's memory to where they do, in place."""
+    """Copies CPU weights that are not aligned to 64 bytes to memory that is, in place."""
     for tensor in _plain_weights(model):
         if tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()

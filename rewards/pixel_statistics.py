@@ -130,7 +130,7 @@ def block_shifts(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """
     window = torch.hann_window(BLOCK + 2, periodic=False, dtype=before.dtype, device=before.device)[
         1:-1
-    ]  # none of its ends is 0
+    ]  # neither end is 0
     window = window[:, None] * window
     spectra, flat = [], []
     for image in (before, after):

@@ -75,6 +75,6 @@ def floored_center_crop(pictures: torch.Tensor, side: int) -> torch.Tensor:
 def normalize(
     levels: torch.Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
 ) -> torch.Tensor:
-    """Levels (N, 3, H, W) from 0 to 255, with mean and deviation, of colours from 0 to 1, taken out."""
+    """Normalises levels (N, 3, H, W) from 0 to 255 by the mean and deviation of colours from 0 to 1."""
     mean, std = (levels.new_tensor(values)[:, None, None] for values in (mean, std))
     return (levels / 255.0 - mean) / std

@@ -22,7 +22,7 @@ def sampled_indices(num_frames: int, fps: float, sample_fps: float) -> list[int]
     most = min(MOST_SAMPLED, num_frames) // 2 * 2
     wanted = min(max(num_frames / fps * sample_fps, LEAST_SAMPLED), most)
     wanted = min(round(wanted / 2) * 2, num_frames)
-    # In float32, as the original; another rounding of the same line could choose other frames.
+    # In float32, as in the original; another rounding could choose other frames.
     return torch.linspace(0, num_frames - 1, wanted, dtype=torch.float32, device="cpu").round().long().tolist()
 
 

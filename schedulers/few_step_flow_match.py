@@ -96,7 +96,7 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     def schedule(
         self, num_inference_steps: int | None = None, sigmas: Sequence[float] | np.ndarray | None = None
     ) -> tuple[float, ...]:
-        """The noise levels of so many steps, after the shift, in float64. Changes nothing of the scheduler.
+        """Returns the noise levels of all steps, after the shift, in float64. Does not change the scheduler.
 
         Args:
             num_inference_steps: n, at u = 1 - i / n for i from 0 to n - 1.
