@@ -543,10 +543,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         """
         check_texts(prompt)
         check_encoding(self.tokenizer, self.text_encoder, max_sequence_length)
-        texts, negative_prompt_embeds = [prompt] if isinstance(prompt, str) else prompt, None
-        models = (self.tokenizer, self.text_encoder)
+        texts, models = [prompt] if isinstance(prompt, str) else prompt, (self.tokenizer, self.text_encoder)
         prompt_embeds = embed_texts(texts, *models, max_sequence_length, device or self._execution_device)
-        return prompt_embeds, negative_prompt_embeds
+        return prompt_embeds, None
 
     def check_inputs(self, request: VideoRequest, memory: MemoryPolicy, height: int, width: int) -> None:
         """Checks what depends on this pipeline's models.

@@ -11,7 +11,6 @@ added after step s: then a child goes on from what its parent predicted at step 
 
 import math
 from dataclasses import dataclass, replace
-from numbers import Real
 
 import torch
 
@@ -49,8 +48,7 @@ class EvolutionSearch:
         for name, least in {"generations": 1, "population": 1, "elites": 1, "at_step": 0, "num_beams": 1}.items():
             number = geometry.whole_number(name, getattr(self, name), least=least, of=" of EvolutionSearch")
             object.__setattr__(self, name, number)
-        if not isinstance(self.mutation, Real) or isinstance(self.mutation, bool):
-            raise TypeError(f"`mutation` of EvolutionSearch is {self.mutation!r}; it must be a number.")
+        object.__setattr__(self, "mutation", geometry.real_number("mutation", self.mutation, " of EvolutionSearch"))
         if not 0.0 <= self.mutation <= 1.0:
             raise ValueError(f"`mutation` of EvolutionSearch is {self.mutation}; it must lie in [0, 1].")
         for name, number in (("elites", self.elites + 1), ("num_beams", self.num_beams)):

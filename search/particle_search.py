@@ -14,7 +14,6 @@ potentials no longer telescope; here the beams carry their log weights on.
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 
 from diffusers.utils import logging
 
@@ -58,21 +57,21 @@ class ParticleSearch:
     def __post_init__(self) -> None:
         number = geometry.whole_number("num_particles", self.num_particles, least=1, most=256, of=" of ParticleSearch")
         object.__setattr__(self, "num_particles", number)
-        self._check_number("strength", self.strength, -math.inf, math.inf)
-        self._check_number("threshold", self.threshold, 0.0, 1.0)
+        self._check_number("strength", -math.inf, math.inf)
+        self._check_number("threshold", 0.0, 1.0)
         if self.tempering is not None:
-            self._check_number("tempering", self.tempering, 0.0, math.inf)
+            self._check_number("tempering", 0.0, math.inf)
         for name, allowed in (("potential", POTENTIALS), ("resampling", tuple(resampling.RESAMPLING))):
             value = getattr(self, name)
-            if value not in allowed:
+            if not isinstance(value, str) or value not in allowed:
                 known = ", ".join(map(repr, allowed))
                 raise ValueError(f"`{name}` of ParticleSearch is {value!r}; it must be one of {known}.")
 
-    def _check_number(self, name: str, value: object, least: float, most: float) -> None:
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(f"`{name}` of ParticleSearch is {value!r}; it must be a number.")
-        if not (math.isfinite(value) and least <= value <= most):
-            raise ValueError(f"`{name}` of ParticleSearch is {value}; it must be finite, in [{least:g}, {most:g}].")
+    def _check_number(self, name: str, least: float, most: float) -> None:
+        value = geometry.real_number(name, getattr(self, name), " of ParticleSearch")
+        if not least <= value <= most:
+            raise ValueError(f"`{name}` of ParticleSearch is {value}; it must lie in [{least:g}, {most:g}].")
+        object.__setattr__(self, name, value)
 
     @property
     def num_beams(self) -> int:

@@ -32,7 +32,19 @@ from stream_t1.rewards import (
     TemporalFlickerReward,
     WeightedReward,
 )
-from stream_t1.search import BeamSearch, BestOfN, EarlyStop, EMASink, RewardRoutedSink, SlidingWindow, StaticSink
+from stream_t1.search import (
+    BeamSearch,
+    BestOfN,
+    EarlyPruning,
+    EarlyStop,
+    EMASink,
+    EvolutionSearch,
+    ParticleSearch,
+    RewardRoutedSink,
+    SearchTrace,
+    SlidingWindow,
+    StaticSink,
+)
 
 SECONDS = float(os.environ.get("STREAM_T1_FUZZ_SECONDS", 0))  # of each surface; 0: a number of trials
 FIRST_SEED = int(os.environ.get("STREAM_T1_FUZZ_SEED", 0))
@@ -132,6 +144,23 @@ OBJECTS = {
     },
     BeamSearch: {"num_beams": [1, 2], "num_candidates": [1, 3], "budget": [None, [(1, 2), (2, 1)]]},
     BestOfN: {"num_videos": [1, np.int64(2)]},
+    ParticleSearch: {
+        "num_particles": [1, np.int64(3)],
+        "strength": [0, -2.5, np.float32(1)],
+        "potential": ["difference", "max"],
+        "resampling": ["systematic", "residual"],
+        "threshold": [0, 1, 0.5],
+        "tempering": [None, 0.3],
+    },
+    EvolutionSearch: {
+        "generations": [1, 2],
+        "population": [4, np.int64(3)],
+        "elites": [1, 2],
+        "mutation": [0, 1, np.float64(0.3)],
+        "at_step": [0, 1],
+        "num_beams": [1, 2],
+    },
+    EarlyPruning: {"num_candidates": [3, 4], "keep": [1, np.int64(3)], "after_step": [1, 4], "num_beams": [1, 2]},
     EarlyStop: {"inner": [BeamSearch()], "margin": [0, math.inf], "patience": [1, 2], "max_rounds": [1]},
     WeightedReward: {"rewards": [[brightness]], "weights": [[1.0], (2,)], "normalize": [None, "rank"]},
     GatedReward: {"gate": [brightness], "reward": [contrast], "bound": [0.5, 0], "at_least": [2]},
@@ -327,3 +356,50 @@ def test_answers_of_callbacks_and_rewards_make_a_right_video_or_name_who_gave_th
                 raise told(seed, name, {"answer": answer}, error) from error
         except Exception as error:
             raise told(seed, name, {"answer": answer}, error) from error
+
+
+OPTIONS = {  # of `generate`: right values, then wrong ones
+    "--num-frames": (["9", "21"], ["10", "0", "-3", "x", "9.5", "", str(10**30)]),
+    "--num-beams": (["1", "2"], ["0", "-1", "1.5", "many", str(10**12)]),
+    "--num-candidates": (["1", "2"], ["0", "-1", "nan", str(10**12)]),
+    "--seed": (["0", "7", str(2**53 - 1)], ["-1", str(2**70), "0x10", "seed"]),
+    "--search": (["beam", "best-of-n", "early-stop"], ["bream", "", "BeamSearch"]),
+    "--num-videos": (["1", "2"], ["0", "-2", "two"]),
+    "--output": (
+        ["a.mp4", "-x.mp4", "13:20:39.mp4", "b.mkv"],
+        ["dir.mp4", "no/such.mp4", "a.txt", "x" * 300 + ".mp4", "."],
+    ),
+}
+
+
+def test_generate_writes_a_video_and_its_trace_or_names_an_option_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    from stream_t1 import demo
+    from stream_t1.__main__ import main
+
+    pipe = demo.load_pipeline()
+    monkeypatch.setattr(demo, "load_pipeline", lambda: pipe)
+    for seed, generator in trials(40):
+        folder = tmp_path / str(seed)
+        (folder / "dir.mp4").mkdir(parents=True)
+        monkeypatch.chdir(folder)
+        chosen = {"--num-frames": "9"}
+        for name in generator.sample(sorted(OPTIONS), generator.randint(1, 4)):
+            right, wrong = OPTIONS[name]
+            chosen[name] = generator.choice(wrong if generator.random() < 0.3 else right)
+        argv = [
+            "a red circle moving left on a white background",
+            *(f"{name}={value}" for name, value in chosen.items()),
+        ]
+        try:
+            status = main(argv)
+        except SystemExit as stop:  # of argparse
+            status = stop.code
+        said, files = capsys.readouterr().err, sorted(path.name for path in folder.iterdir() if path.is_file())
+        if status == 0:
+            video = chosen.get("--output", "out.mp4")
+            assert files == sorted([video, f"{video.rpartition('.')[0]}.json"]), told(seed, "generate", chosen, None)
+            assert SearchTrace.load(folder / f"{video.rpartition('.')[0]}.json").final is not None
+        else:
+            names = [word for name in chosen for word in (name, name.strip("-").replace("-", "_"))]
+            assert status == 2 and files == [], told(seed, "generate", chosen, None)
+            assert any(name in said for name in (*names, "search", "num_beams")), told(seed, "generate", chosen, None)
