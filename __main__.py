@@ -7,6 +7,7 @@ A command is a file in `commands/`; COMMANDS lists them. A first argument with a
 import argparse
 import difflib
 import re
+import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -99,7 +100,7 @@ def _refuse(word: str) -> int:
     (nearest,) = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.0)
     print(
         f"stream-t1: {word!r} is no command; the nearest is `{nearest}`. A prompt of one word is given to `generate`: "
-        "stream-t1 generate PROMPT",
+        f"stream-t1 generate {shlex.quote(word)}",
         file=sys.stderr,
     )
     return 2

@@ -16,6 +16,7 @@ Axes: B batch, C channels, F latent frames (or pixel frames), H and W height and
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Real
+from pathlib import Path
 
 import torch
 
@@ -25,14 +26,15 @@ from .models.prompt import ChunkPrompts, Prompt
 from .models.streaming_decoder import StreamingWanDecoder
 from .rewards.arguments import chosen_reward
 from .rewards.scoring import RewardScore, score_clips
-from .search.beam import RELEASED, Beam, Candidate, lose, newest, set_aside
-from .search.choice import answer_of
+from .schedulers.few_step_flow_match import MAX_STEPS
+from .search.answers import answer_of
+from .search.beam import RELEASED, Beam, Candidate, check_place, lose, newest, parted, set_aside
 from .search.geometry import whole_number
 from .search.memory_sinking import decided_route, make_room
 from .search.noise_propagation import SEED_MODES, candidate_generator, draw_noise, propagate_noise, search_seed
 from .search.plan import PromptPlan
 from .search.policy_config import policy_positions
-from .search.request import check_float_tensor, check_prompt_embeds
+from .search.request_checks import check_float_tensor, check_prompt_embeds
 from .search.reward_pruning import fused_score, normalize_scores
 from .search.running import SearchInterrupted
 from .search.trace import ChunkWork
@@ -114,8 +116,8 @@ class ChunkSteps:
         counts = [counts] * len(beams) if isinstance(counts, Real) else list(counts)
         if len(counts) != len(beams):
             raise ValueError(f"`counts` has {len(counts)} numbers for {len(beams)} beams; give one each.")
-        first = whole_number("first", first, least=0)
-        candidates = []
+        first, candidates = whole_number("first", first, least=0), []
+        check_place(beams, (), self.chunk_index)
         for parent, (beam, count) in enumerate(zip(beams, counts, strict=True)):
             for index in range(first, first + whole_number("counts", count, least=0)):
                 candidates.append(self._propose_one(beam, parent, index))
@@ -132,7 +134,8 @@ class ChunkSteps:
             noise = self.inputs.noise[:, frames].transpose(0, 1).to(fresh).contiguous()
         self._num_proposed += 1
         drawn = (noise, *renoise)
-        return Candidate(parent, seed, noise, drawn[1:], self._num_proposed - 1, drawn, lineage)
+        number = self._num_proposed - 1
+        return Candidate(parent, seed, noise, drawn[1:], self.chunk_index, number, drawn, lineage)
 
     def _seed(self, beam: Beam, parent: int, index: int) -> tuple[int, tuple[int, int] | None]:
         """The seed of a beam's candidate, and its lineage where the run has several."""
@@ -162,8 +165,10 @@ class ChunkSteps:
 
         Raises:
             TypeError, ValueError: there is no such step, or a beam's memory was let go.
+            SearchInterrupted: `pipe._interrupt` was set, between two steps.
         """
         until = self.num_steps if until is None else whole_number("until", until, least=1, most=self.num_steps)
+        check_place(beams, candidates, self.chunk_index)
         done, batches = list(candidates), {}
         for row, candidate in enumerate(candidates):
             if candidate.lost is None and candidate.step < until:
@@ -253,6 +258,7 @@ class ChunkSteps:
         Raises:
             ValueError: there is no VAE, or a parent's decoder state was let go.
         """
+        check_place(beams, candidates, self.chunk_index)
         decoded = list(candidates)
         rows = [row for row, c in enumerate(decoded) if _is_open(c) and c.frames is None]
         if rows and self.pipe.vae is None:
@@ -261,7 +267,10 @@ class ChunkSteps:
             for parent in dict.fromkeys(decoded[row].parent for row in rows):
                 state = beams[parent].decoder_state
                 if state is RELEASED:
-                    raise ValueError(f"The decoder state of beam {parent} was let go: nothing can be decoded from it.")
+                    raise ValueError(
+                        f"The decoder state of beam {parent} was let go, or its last chunk was never decoded: nothing "
+                        "can be decoded from it."
+                    )
                 self._decode_batch(decoded, [row for row in rows if decoded[row].parent == parent], state)
         return decoded
 
@@ -303,8 +312,13 @@ class ChunkSteps:
             "image": (chosen_reward("image_reward", image_reward, plan.image_reward), 0),
             "video": (chosen_reward("video_reward", video_reward, plan.video_reward), plan.request.reward_window - 1),
         }
+        for kind, (reward, _) in rewards.items():
+            if isinstance(reward, str | Path):
+                raise TypeError(f"`{kind}_reward` of a step is {str(reward)!r}; load it first, and give the reward.")
         if any(reward is not None for reward, _ in rewards.values()):
             candidates = self.decode(beams, candidates)
+        else:
+            check_place(beams, candidates, self.chunk_index)
         scored, words = list(candidates), self.inputs.reward_words if prompt is None else prompt
         rows = [row for row, c in enumerate(scored) if _is_open(c) and (is_own or c.score is None)]
         for row in rows:
@@ -315,7 +329,8 @@ class ChunkSteps:
                 results = self._ask(kind, reward, self.clips(beams, [scored[row] for row in alive], num_past), words)
                 for row, result in zip(alive, results, strict=True):
                     scored[row] = self._rewarded(scored[row], kind, result)
-        self._fuse(beams, scored, [row for row in rows if scored[row].lost is None])
+        weight = plan.fusion_weight(self.chunk_index, *(reward is not None for reward, _ in rewards.values()))
+        self._fuse(beams, scored, [row for row in rows if scored[row].lost is None], weight)
         return scored
 
     def _ask(self, kind: str, reward: Callable, clips: torch.Tensor, words: str) -> list[RewardScore]:
@@ -330,9 +345,9 @@ class ChunkSteps:
             return lose(candidate, result.problem, self.chunk_index, result.error)
         return candidate.with_reward(kind, result.score, result.parts)
 
-    def _fuse(self, beams: Sequence[Beam], candidates: list[Candidate], rows: list[int]) -> None:
-        """Puts fused scores and routes into the list, from the rewards that its rows have."""
-        weight, normalized = self.plan.fusion_weight(self.chunk_index), []
+    def _fuse(self, beams: Sequence[Beam], candidates: list[Candidate], rows: list[int], weight: float) -> None:
+        """Puts fused scores, with a weight of the short one, and routes into the list, for its rows."""
+        normalized = []
         for name in ("short", "long"):
             values = [getattr(candidates[row], name) for row in rows]
             method = None if None in values else self.plan.request.score_normalization
@@ -359,10 +374,11 @@ class ChunkSteps:
         Raises:
             ValueError: a candidate is lost or not denoised to the end, or its beam's memory was let go.
         """
+        check_place(beams, candidates, self.chunk_index)
         for candidate in candidates:
             if candidate.lost is not None or not candidate.is_finished:
                 raise ValueError(f"Candidate {candidate.number} is lost or unfinished, and no beam can grow from it.")
-        grown = self._parted([candidate.extend(beams[candidate.parent]) for candidate in candidates])
+        grown = parted([candidate.extend(beams[candidate.parent]) for candidate in candidates])
         if self.is_last:
             return [replace(beam, decoder_state=RELEASED, evicted=()) for beam in grown]
         rows_by_memory: dict[int, list[int]] = {}
@@ -395,17 +411,6 @@ class ChunkSteps:
         evicted = tuple((index, route.value, done.value) for index, route, done in left)
         return replace(beam, memory=memory, evicted=evicted)
 
-    @staticmethod
-    def _parted(beams: list[Beam]) -> list[Beam]:
-        """The beams; of those with one lineage all but the first get a branch of it, so that none shares seeds."""
-        parted, taken = [], set()
-        for beam in beams:
-            while beam.lineage is not None and beam.lineage in taken:
-                beam = replace(beam, lineage=(beam.lineage[0], beam.lineage[1] + 1))
-            taken.add(beam.lineage)
-            parted.append(beam)
-        return parted
-
     def ahead(self, num_steps: int | None = None) -> "ChunkSteps":
         """The next chunk's steps, for a loop of one's own or a roll-out. What they do is counted as this chunk's work.
 
@@ -417,7 +422,10 @@ class ChunkSteps:
         """
         if self.is_last:
             raise ValueError(f"Chunk {self.chunk_index} is the video's last; there is none ahead.")
-        levels = None if num_steps is None else (*self.pipe.scheduler.schedule(num_steps), 0.0)
+        levels = None
+        if num_steps is not None:
+            num_steps = whole_number("num_steps", num_steps, least=1, most=MAX_STEPS)
+            levels = (*self.pipe.scheduler.schedule(num_steps), 0.0)
         arguments = {"levels": levels, "work": self.work}
         return ChunkSteps(self.pipe, self.inputs, self.next_prompt, self.chunk_index + 1, **arguments)
 

@@ -44,8 +44,10 @@ from .rewards.monitoring import watched_scores
 from .rewards.scoring import clear_variables, score_clips
 from .rewards.shipped import SHIPPED_REWARDS  # noqa: F401 - registers every kind of reward, for folders and Hub ids
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
+from .search.answers import check_choice, kept_by_callback
+from .search.arguments import takes_request
 from .search.beam import Beam, Candidate
-from .search.choice import Choice, check_choice, kept_by_callback, most_kept
+from .search.choice import Choice, most_kept, search_name
 from .search.estimate import RunEstimate, estimate_run
 from .search.geometry import VideoGeometry, check_chunk_multiple, real_number, whole_number
 from .search.memory_sinking import MemoryPolicy
@@ -54,8 +56,9 @@ from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineO
 from .search.plan import PromptPlan, SearchPlan, check_plan
 from .search.policy_config import check_policy, policy_config, policy_positions, policy_sink_frames
 from .search.prompt_search import PromptSearch
-from .search.request import StreamRequest, VideoRequest, check_texts, takes_request
-from .search.reward_pruning import order_by
+from .search.request import StreamRequest, VideoRequest
+from .search.request_checks import check_texts
+from .search.reward_pruning import mean_score, order_by
 from .search.running import RunningMixin, SearchInterrupted
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
 from .search.trace import ChunkTrace, FinalTrace
@@ -431,11 +434,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         return ChunkSteps(self, search.inputs, search.prompt, search.chunk_index)
 
     def _advance(self, search: PromptSearch, *, is_first: bool) -> bool:
-        """One chunk: beams to candidates to beams. False when interrupted before it was finished.
-
-        Args:
-            is_first: whether the call has finished no chunk yet.
-        """
+        """Makes a chunk, the call's first or a later one. False when interrupted before it was finished."""
         steps = self._chunk_steps(search)
         try:
             made = None if self._interrupt else self._choose(search, steps)
@@ -464,22 +463,24 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         Raises:
             ValueError, TypeError: the search or the callback gives no possible choice.
         """
-        plan, beams = search.plan, search.beams
+        plan, beams, request = search.plan, search.beams, search.plan.request
+        at_most = most_kept(plan.search)  # before foreign code has run
         made = check_choice(
-            plan.search(steps, beams),
-            plan.search,
-            len(beams),
-            may_repeat=plan.request.candidate_seeds == "independent",
+            plan.search(steps, list(beams)),
+            search_name(plan.search),
+            chunk_index=search.chunk_index,
+            num_parents=len(beams),
+            at_most=at_most,
+            has_reward=plan.has_reward,
+            may_repeat=request.candidate_seeds == "independent",
         )
         made = search.agreeing(made)
-        if plan.request.trace_thumbnails:
+        if request.trace_thumbnails:
             made = replace(made, candidates=steps.decode(beams, made.candidates))
-        if made.kept and plan.request.callback_on_chunk_end is not None:
+        if made.kept and request.callback_on_chunk_end is not None:
             state = {"candidates": list(made.candidates), "kept": list(made.kept)}
-            answer = plan.request.callback_on_chunk_end(self, search.chunk_index, state)
-            kept = kept_by_callback(answer, made.candidates, most_kept(plan.search))
-            if kept is not None:
-                made = search.agreeing(Choice(made.candidates, kept))
+            answer = request.callback_on_chunk_end(self, search.chunk_index, state)
+            made = search.agreeing(kept_by_callback(answer, made, at_most))
         if plan.has_pixels:
             kept = [made.candidates[index] for index in dict.fromkeys(made.kept)]
             decoded = dict(zip(dict.fromkeys(made.kept), steps.decode(beams, kept), strict=True))
@@ -509,7 +510,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         if plan.request.final_selection == "score" or not plan.has_reward:
             return order_by("score", [beam.score for beam in beams])
         if plan.video_reward is None:
-            return order_by("image_reward", [sum(beam.short) / len(beam.short) for beam in beams])
+            return order_by("image_reward", [mean_score(beam.short) for beam in beams])
         videos = torch.stack([torch.cat(beam.frames) for beam in beams])
         results = score_clips(plan.video_reward, videos, search.inputs.reward_words, plan.fps, name="video_reward")
         for index, result in enumerate(results):
@@ -555,11 +556,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         """
         if self.transformer is None:
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
-        request.check(
-            has_vae=self.vae is not None,
-            text_dim=self.transformer.config.text_dim,
-            tensor_inputs=self._callback_tensor_inputs,
-        )
+        text_dim, tensor_inputs = self.transformer.config.text_dim, self._callback_tensor_inputs
+        request.check(has_vae=self.vae is not None, text_dim=text_dim, tensor_inputs=tensor_inputs)
         if request.prompt is not None:
             check_encoding(self.tokenizer, self.text_encoder, request.max_sequence_length)
         for name, monitor in (request.monitors or {}).items():
@@ -581,11 +579,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
 
 
 def _let_go(error: BaseException, searches: list[PromptSearch], num_given: int = 0) -> None:
-    """Takes the search's tensors out of an error on its way to the caller, and puts in what was finished.
-
-    Args:
-        num_given: chunks of a stream that the caller has.
-    """
+    """Takes the search's tensors out of an error, and puts in what was finished after so many chunks were given."""
     clear_variables(error)
     if isinstance(error, NoCandidateLeftError):
         error.frames = _videos(searches, searches[0].plan.request.output_type, num_given)

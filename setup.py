@@ -33,6 +33,7 @@ setup(
         "imageio-ffmpeg>=0.6",
         "numpy",
         "pillow",
+        "tqdm",
     ],
     extras_require={
         "train": ["matplotlib>=3.9"],

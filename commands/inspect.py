@@ -75,7 +75,7 @@ def _trace_lines(path: Path) -> list[str]:
             f"{path}: the trace of a search, of version {trace.version}, {kept}",
             f"  prompt: {config.get('prompt')}",
             f"  {len(trace.chunks)} chunks, {tried} candidates, {config.get('height')}x{config.get('width')}, "
-            f"seed {trace.seed}, {trace.fps:g} frames a second",
+            f"base of seeds {trace.seed}, {trace.fps:g} frames a second",
             f"  searched by: {config.get('search')}",
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

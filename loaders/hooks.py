@@ -107,8 +107,8 @@ def _check_accelerator(method: str, device: torch.device | str | None) -> None:
     present = torch.accelerator.current_accelerator()
     wanted = present if device is None else torch.device(device)
     if present is None or wanted is None or wanted.type != present.type:
-        here = "this machine has none" if present is None else f"this machine's is {present.type!r}"
-        asked = "" if device is None else f" `device` is {str(device)!r};"
+        here = "This machine has none" if present is None else f"This machine's is {present.type!r}"
+        asked = "" if device is None else f" `device` is {str(device)!r}."
         raise ValueError(
             f"`{method}` moves models between the CPU and an accelerator.{asked} {here}. Without it everything runs "
             "where it is; `pipe.to(...)` moves it."

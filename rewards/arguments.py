@@ -52,9 +52,8 @@ def check_kind(name: str, reward: object, otherwise: str | None = None) -> None:
 
 
 def _check_signature(name: str, reward: Callable) -> None:
-    is_module = isinstance(reward, torch.nn.Module) and type(reward).__call__ is torch.nn.Module.__call__
     try:
-        signature = inspect.signature(reward.forward if is_module else reward)
+        signature = inspect.signature(reward)  # of a module not its `forward`: hooks may come before that
     except (TypeError, ValueError):  # some of C's have none
         return
     try:

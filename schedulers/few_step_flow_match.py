@@ -49,10 +49,10 @@ class FewStepFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 5.0) -> None:
-        if _real_number("shift", shift) <= 0:
-            raise ValueError(f"`shift` is {shift}; it must be above 0. 1 leaves `sigmas` as they are.")
-        if _whole_number("num_train_timesteps", num_train_timesteps) < 1:
-            raise ValueError(f"`num_train_timesteps` is {num_train_timesteps}; it must be 1 or more.")
+        if not 1e-6 <= _real_number("shift", shift) <= 1e6:  # beyond, levels are no longer distinct
+            raise ValueError(f"`shift` is {shift}; it must be above 0, 1e-6 to 1e6. 1 leaves `sigmas` as they are.")
+        if not 1 <= _whole_number("num_train_timesteps", num_train_timesteps) < 2**31:
+            raise ValueError(f"`num_train_timesteps` is {num_train_timesteps}; it must be 1 or more, below 2^31.")
         # Python's own numbers: numpy's cannot be saved.
         self.register_to_config(num_train_timesteps=int(num_train_timesteps), shift=_real_number("shift", shift))
         self.init_noise_sigma = 1.0

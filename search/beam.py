@@ -25,7 +25,7 @@ class Released(Enum):
 RELEASED = Released.RELEASED
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Beam:
     """A partial video that is kept. The steps put into `memory` and `decoder_state` what the models need."""
 
@@ -42,6 +42,9 @@ class Beam:
     lineage: tuple[int, int] | None = None  # which of the run's base seeds, and a branch of it; None: the beam's place
     log_weight: float = 0.0  # kept for searches that weigh their beams
     evicted: tuple[tuple[int, str, str], ...] = ()  # when last committed: chunks that left, their route, what was done
+
+    def __repr__(self) -> str:
+        return f"Beam(depth={self.depth}, score={self.score:.4g}, seeds={self.seeds})"
 
     @property
     def depth(self) -> int:
@@ -65,7 +68,7 @@ class Beam:
         return replace(self, latents=(*gone, *self.latents[num_chunks:]), frames=frames)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Candidate:
     """One possible next chunk of one beam, after `step` of its denoising steps.
 
@@ -76,6 +79,7 @@ class Candidate:
     seed: int
     noise: torch.Tensor  # (F, C, H, W) initial noise
     renoise: tuple[torch.Tensor, ...]  # the same shape, added after each step but the last
+    chunk_index: int = 0
     number: int = 0  # counts a chunk's candidates in the order in which they were proposed
     drawn: tuple[torch.Tensor, ...] = ()  # `noise` and `renoise` as its seed gave them
     lineage: tuple[int, int] | None = None  # as the beam's that grows from it
@@ -93,6 +97,11 @@ class Candidate:
     thumbnail: str | None = None  # a small picture of `frames`, as a data URL, if the call asks for it
     lost: str | None = None  # why it can't be kept
     error: Exception | None = None  # behind `lost`, if a reward raised one
+
+    def __repr__(self) -> str:
+        told = f"score={self.score}" if self.lost is None else f"lost={self.lost!r}"
+        place = f"chunk_index={self.chunk_index}, number={self.number}, parent={self.parent}, seed={self.seed}"
+        return f"Candidate({place}, step={self.step} of {self.num_steps}, {told})"
 
     @property
     def num_steps(self) -> int:
@@ -128,7 +137,7 @@ class Candidate:
         return replace(
             parent,
             memory=parent.memory if self.memory is None else self.memory,
-            decoder_state=self.decoder_state,
+            decoder_state=RELEASED if self.frames is None else self.decoder_state,  # undecoded, it has no state
             latents=(*parent.latents, self.latents),
             frames=parent.frames if self.frames is None else (*parent.frames, self.frames),
             noise=self.noise,
@@ -160,3 +169,33 @@ def alive_indices(candidates: Sequence[Candidate]) -> list[int]:
 def newest(chunks: tuple[torch.Tensor, ...], count: int) -> tuple[torch.Tensor, ...]:
     """The last `count` chunks, or all when there are fewer."""
     return chunks[max(len(chunks) - count, 0) :]
+
+
+def check_place(beams: Sequence[Beam], candidates: Sequence[Candidate], chunk_index: int) -> None:
+    """Checks that beams, and candidates of theirs, are at a chunk.
+
+    Raises:
+        ValueError: a beam is of another depth, or a candidate of none of them or of another chunk.
+    """
+    for beam in beams:
+        if beam.depth != chunk_index:
+            raise ValueError(
+                f"These are the steps of chunk {chunk_index}, and a beam has {beam.depth} chunks. After each chunk, "
+                "go on with `steps = steps.ahead()`."
+            )
+    for candidate in candidates:
+        if candidate.chunk_index != chunk_index or not 0 <= candidate.parent < len(beams):
+            raise ValueError(
+                f"{candidate} is of no beam here: these are the steps of chunk {chunk_index}, with {len(beams)} beams."
+            )
+
+
+def parted(beams: Sequence[Beam]) -> list[Beam]:
+    """The beams; of those with one lineage all but the first get a branch of it, so that none shares seeds."""
+    branched, taken = [], set()
+    for beam in beams:
+        while beam.lineage is not None and beam.lineage in taken:
+            beam = replace(beam, lineage=(beam.lineage[0], beam.lineage[1] + 1))
+        taken.add(beam.lineage)
+        branched.append(beam)
+    return branched

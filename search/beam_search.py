@@ -47,6 +47,12 @@ class BeamSearch:
         for name in ("num_beams", "num_candidates"):
             number = geometry.whole_number(name, getattr(self, name), least=1, of=" of BeamSearch")
             object.__setattr__(self, name, number)
+        for num_beams, num_candidates in budget or ((self.num_beams, self.num_candidates),):
+            if num_beams * num_candidates > noise_propagation.MOST_CANDIDATES:
+                raise ValueError(
+                    f"`num_beams` times `num_candidates` of BeamSearch is {num_beams * num_candidates}; there are "
+                    f"{noise_propagation.MOST_CANDIDATES} streams of noise at a chunk. Use fewer."
+                )
 
     @property
     def drops(self) -> bool:

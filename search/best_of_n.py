@@ -22,10 +22,11 @@ class BestOfN:
     num_videos: int
 
     drops = False
+    ranks = False  # in the order of their seeds
     compares_rounds = True  # every video is scored alone
 
     def __post_init__(self) -> None:
-        number = geometry.whole_number("num_videos", self.num_videos, least=1, of=" of BestOfN")
+        number = geometry.whole_number("num_videos", self.num_videos, least=1, most=256, of=" of BestOfN")
         object.__setattr__(self, "num_videos", number)
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from . import beam, choice, geometry, reward_pruning
 
@@ -28,8 +29,6 @@ class EarlyStop:
     patience: int = 1
     max_rounds: int = 8
 
-    compares_rounds = True
-
     def __post_init__(self) -> None:
         choice.check_search(self.inner, "inner")
         margin = geometry.real_number("margin", self.margin, " of EarlyStop", may_be_infinite=True)
@@ -49,6 +48,14 @@ class EarlyStop:
         return getattr(self.inner, "num_lineages", 1)
 
     @property
+    def compares_rounds(self) -> bool:
+        return self.patience > 1 or getattr(self.inner, "compares_rounds", False)
+
+    @property
+    def ranks(self) -> bool:
+        return self.patience > 1 or getattr(self.inner, "ranks", True)
+
+    @property
     def drops(self) -> bool:
         return self.patience > 1 or getattr(self.inner, "drops", True)
 
@@ -62,12 +69,14 @@ class EarlyStop:
             self.inner.check(num_steps, num_chunks)
 
     def __call__(self, steps: object, beams: "list[beam.Beam]") -> "choice.Choice":
-        rounds: list[choice.Choice] = [self.inner(steps, beams)]
+        numbered = _Rounds(steps)
+        rounds: list[choice.Choice] = [self.inner(numbered, beams)]
         best, best_round = _best_score(rounds[0]), 0
         while len(rounds) - best_round < self.patience and len(rounds) < self.max_rounds:
             if self._is_clear(rounds):
                 break
-            rounds.append(self.inner(_LaterRound(steps, rounds), beams))
+            numbered.begin()
+            rounds.append(self.inner(numbered, beams))
             score = _best_score(rounds[-1])
             if score > best:
                 best, best_round = score, len(rounds) - 1
@@ -79,25 +88,28 @@ class EarlyStop:
 
     def work(self, chunk_index: int, num_parents: int) -> "tuple[choice.SearchWork, choice.SearchWork]":
         """From one round to `max_rounds`; exact with a patience of 1."""
-        least, most = self.inner.work(chunk_index, num_parents)
+        least, most = choice.search_work(self.inner, chunk_index, num_parents)
         if self.patience == 1:
             return least, most
         return least, replace(most, passes=most.passes * self.max_rounds)
 
 
-class _LaterRound:
-    """The steps, but that candidates are numbered after those of the rounds before."""
+class _Rounds:
+    """The steps, but that candidates of later rounds are numbered after those of earlier ones."""
 
-    def __init__(self, steps: object, rounds: "Sequence[choice.Choice]") -> None:
-        self._steps = steps
-        per_parent = [[c.parent for c in each.candidates] for each in rounds]
-        # More than any parent had so far, so that no two rounds draw the same seeds.
-        self._first = sum(max(map(parents.count, parents), default=0) for parents in per_parent)
+    def __init__(self, steps: object) -> None:
+        self._steps, self._first, self._next = steps, 0, 0
+
+    def begin(self) -> None:
+        """Begins another round."""
+        self._first = self._next
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._steps, name)
 
-    def propose(self, beams: "list[beam.Beam]", counts: Sequence[int], first: int = 0) -> "list[beam.Candidate]":
+    def propose(self, beams: "list[beam.Beam]", counts: Sequence[int] | int, first: int = 0) -> "list[beam.Candidate]":
+        most = counts if isinstance(counts, Integral) else max(counts, default=0)
+        self._next = max(self._next, self._first + first + most)
         return self._steps.propose(beams, counts, first=self._first + first)
 
 

@@ -110,14 +110,9 @@ def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -
         ValueError: the search does not say what it does.
     """
     search, num_parents, loads, least_forwards = search_plan.search, 1, [], 0
-    if not hasattr(search, "work"):
-        raise ValueError(
-            f"{choice.search_name(search)} does not say what it does: an estimate needs its method "
-            "`work(chunk_index, num_parents)`, which gives the least and the most `SearchWork`."
-        )
     frames = [pixel_frames[min(index, 1)] for index in range(search_plan.num_chunks)]
     for index, size in enumerate(memory_sizes(search_plan)):
-        least, most = search.work(index, num_parents)
+        least, most = choice.search_work(search, index, num_parents)
         batches = _batches(most, num_parents, search_plan.num_steps)
         window = sum(frames[max(index + 1 - search_plan.request.reward_window, 0) : index + 1])
         num_scored = sum(each.candidates for each in most.passes if _num_steps(each, search_plan.num_steps))

@@ -7,6 +7,8 @@ from numbers import Integral, Real
 
 import numpy as np
 
+LARGEST = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class VideoGeometry:
@@ -111,6 +113,8 @@ def whole_number(name: str, value: object, least: int | None = None, most: int |
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"`{name}`{of} is {value!r}, a {type(value).__name__}; it must be a whole number.")
+    if abs(value) > LARGEST:
+        raise ValueError(f"`{name}`{of} is too large; no number of things is above {LARGEST}.")
     if least is not None and value < least:
         raise ValueError(f"`{name}`{of} is {value}; it must be {least} or more.")
     if most is not None and value > most:

@@ -56,7 +56,7 @@ class ParticleSearch:
     compares_rounds = True  # every particle is scored alone
 
     def __post_init__(self) -> None:
-        number = geometry.whole_number("num_particles", self.num_particles, least=1, of=" of ParticleSearch")
+        number = geometry.whole_number("num_particles", self.num_particles, least=1, most=256, of=" of ParticleSearch")
         object.__setattr__(self, "num_particles", number)
         self._check_number("strength", self.strength, -math.inf, math.inf)
         self._check_number("threshold", self.threshold, 0.0, 1.0)
@@ -82,6 +82,10 @@ class ParticleSearch:
     def num_lineages(self) -> int:
         """Base seeds: one a particle, until it is resampled."""
         return self.num_particles
+
+    @property
+    def ranks(self) -> bool:
+        return self.strength != 0.0
 
     @property
     def drops(self) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import beam_search, choice, memory_sinking, request, reward_pruning, trace
+from . import beam_search, choice, memory_sinking, recorded, request, request_checks, reward_pruning, trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +70,25 @@ class SearchPlan:
     def is_last(self, chunk_index: int) -> bool:
         return not self.is_endless and chunk_index == self.num_chunks - 1
 
-    def fusion_weight(self, chunk_index: int) -> float:
-        """Of the short score. A reward that is alone has all the weight."""
-        if None in (self.image_reward, self.video_reward):
-            return 0.0 if self.image_reward is None else 1.0
+    def fusion_weight(
+        self, chunk_index: int, has_image_reward: bool | None = None, has_video_reward: bool | None = None
+    ) -> float:
+        """Weight of the short score. A reward that is alone has all of it.
+
+        Args:
+            has_image_reward, has_video_reward: of those that scored. Default: of the run's.
+        """
+        has_image = self.image_reward is not None if has_image_reward is None else has_image_reward
+        has_video = self.video_reward is not None if has_video_reward is None else has_video_reward
+        if not (has_image and has_video):
+            return 1.0 if has_image else 0.0
         return reward_pruning.fusion_weight(chunk_index, self.num_chunks, self.request.short_weight_cap)
 
     def as_config(self) -> "dict[str, trace.Json]":
         """What the trace keeps of the call."""
         height, width = self.size
         beams = self.search if isinstance(self.search, beam_search.BeamSearch) else None
-        memory = choice.as_config(self.policy)
+        memory = recorded.as_config(self.policy)
         return {
             "height": height,
             "width": width,
@@ -90,7 +98,7 @@ class SearchPlan:
             "window_frames": self.window_frames,
             "sink_frames": self.sink_frames,
             "levels": list(self.levels[:-1]),
-            "search": choice.as_config(self.search),
+            "search": recorded.as_config(self.search),
             "num_beams": choice.most_kept(self.search),
             "num_candidates": None if beams is None else beams.num_candidates,
             **self.request.as_config(),
@@ -130,9 +138,9 @@ def check_plan(plan: SearchPlan) -> None:
     latents = plan.request.latents
     if latents is None:
         return
-    request.check_float_tensor("latents", latents)
+    request_checks.check_float_tensor("latents", latents)
     num_channels, num_frames, *size = plan.latent_shape
     wanted = (plan.request.num_prompts, num_channels, plan.num_chunks * num_frames, *size)
     if tuple(latents.shape) != wanted:
         raise ValueError(f"`latents` has shape {tuple(latents.shape)}; the noise of this call has {wanted}.")
-    request.check_finite("latents", latents)
+    request_checks.check_finite("latents", latents)

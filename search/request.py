@@ -1,19 +1,20 @@
 """The arguments of a call, named once, and the checks that need no model."""
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
-from . import beam_search, choice, geometry, memory_sinking, noise_propagation, policy_config
-
-P = ParamSpec("P")
-Pipeline = TypeVar("Pipeline")
-Result = TypeVar("Result")
+from . import (
+    beam_search,
+    choice,
+    geometry,
+    memory_sinking,
+    noise_propagation,
+    policy_config,
+    request_checks,
+)
 
 CHOICES = {
     "score_normalization": (None, "zscore", "rank"),
@@ -21,10 +22,6 @@ CHOICES = {
     "final_selection": ("video_reward", "score"),
 }
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
-CALLBACKS = {  # and what they are called with
-    "callback_on_step_end": ("pipe", "step", "timestep", "tensors"),
-    "callback_on_chunk_end": ("pipe", "chunk_index", "state"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,10 +137,10 @@ class VideoRequest:
                 raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
         if not isinstance(self.output_type, str) or self.output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {self.output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
-        for name in CALLBACKS:
-            _check_callback(name, getattr(self, name))
+        for name in request_checks.CALLBACKS:
+            request_checks.check_callback(name, getattr(self, name))
         if self.attention_kwargs is not None:
-            self._keep("attention_kwargs", _attention_kwargs(self.attention_kwargs))
+            self._keep("attention_kwargs", request_checks.plain_attention_kwargs(self.attention_kwargs))
         if self.max_lag == 0 and self.num_videos_per_prompt > 1:
             raise ValueError(
                 f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `max_lag`, 0, keeps one beam. Use 1 "
@@ -187,11 +184,11 @@ class VideoRequest:
             search = beam_search.BeamSearch(*numbers)
         name, most = choice.search_name(search), choice.most_kept(search)
         if getattr(search, "drops", True) and not has_reward and self.callback_on_chunk_end is None:
-            who = f"`search`, {name}, drops"
+            who = f"`search`, {name},"
             if self.search is None:
-                who = f"`num_beams`, {most}, and `num_candidates`, {search.num_candidates}, drop"
+                who = f"{name} of `num_beams` and `num_candidates`, with {search.num_candidates} candidates per beam,"
             raise ValueError(
-                f"{who} candidates, and there is no reward to say which. Give `image_reward` or "
+                f"{who} drops candidates, and there is no reward to say which. Give `image_reward` or "
                 "`video_reward`, or make a plain sample: `num_beams=1, num_candidates=1`."
             )
         if self.num_videos_per_prompt > most:
@@ -208,11 +205,31 @@ class VideoRequest:
             raise ValueError(
                 f'`candidate_seeds` is "reference", which would make all videos of {name} alike. Use "independent".'
             )
-        if self.latents is not None and search != beam_search.BeamSearch(1, 1):
+        if self.latents is not None and (most > 1 or getattr(search, "drops", True)):
             raise ValueError(
                 f"`latents` is the noise of one video, and {name} tries several. Use `num_beams=1, num_candidates=1`."
             )
+        if most > 1:
+            self._check_settling(search, has_reward)
         return search
+
+    def _check_settling(self, search: Callable, has_reward: bool) -> None:
+        """
+        Raises:
+            ValueError: beams are to agree after `max_lag` chunks, and nothing says which is best; or an endless stream
+                would wait for ever for beams that never agree.
+        """
+        name, can_choose = choice.search_name(search), has_reward or self.callback_on_chunk_end is not None
+        if self.max_lag is not None and not (can_choose and getattr(search, "ranks", True)):
+            raise ValueError(
+                f"`max_lag` is {self.max_lag}: beams that do not agree with the best are dropped, and {name} does not "
+                "say which is the best. Leave it out, or use one beam or a search that ranks by a reward."
+            )
+        if self.num_frames is None and self.max_lag is None and not getattr(search, "drops", True):
+            raise ValueError(
+                f"{name} drops no beam, so that those of an endless stream would never agree on a chunk to give. "
+                "Give `max_lag`, or use one beam or a search that drops."
+            )
 
     @property
     def num_prompts(self) -> int:
@@ -245,15 +262,15 @@ class VideoRequest:
     def reward_prompts(self) -> list[str | None]:
         """One text, or None, for each prompt."""
         words = self.prompt if self.reward_prompt is None else self.reward_prompt
-        return per_prompt("reward_prompt", words, str, self.num_prompts)
+        return request_checks.per_prompt("reward_prompt", words, str, self.num_prompts)
 
     def prompts(self) -> list[str | None]:
         """What each video is of, in words; None where there are only embeddings."""
-        return per_prompt("prompt", self.prompt, str, self.num_prompts)
+        return request_checks.per_prompt("prompt", self.prompt, str, self.num_prompts)
 
     def generators(self) -> list[torch.Generator | None]:
         """One generator, or None, for each prompt."""
-        return per_prompt("generator", self.generator, torch.Generator, self.num_prompts)
+        return request_checks.per_prompt("generator", self.generator, torch.Generator, self.num_prompts)
 
     def check(self, *, text_dim: int, has_vae: bool, tensor_inputs: Sequence[str]) -> None:
         """Checks what depends on the models of a pipeline.
@@ -268,7 +285,7 @@ class VideoRequest:
         self.check_monitors()
         for text in self.reward_prompts():
             if text is not None:
-                _check_encodable("prompt" if self.reward_prompt is None else "reward_prompt", text)
+                request_checks.check_encodable("prompt" if self.reward_prompt is None else "reward_prompt", text)
         self.generators()
         if self.output_type != "latent" and not has_vae:
             raise ValueError(f'`output_type` is {self.output_type!r}, and this pipeline has no VAE; use "latent".')
@@ -285,8 +302,8 @@ class VideoRequest:
             )
             raise ValueError(f"Got {both}; give one of them.")
         if self.prompt is None:
-            return check_prompt_embeds(self.prompt_embeds, text_dim)
-        check_texts(self.prompt)
+            return request_checks.check_prompt_embeds(self.prompt_embeds, text_dim)
+        request_checks.check_texts(self.prompt)
 
     def check_monitors(self) -> None:
         """
@@ -348,125 +365,3 @@ class StreamRequest(VideoRequest):
                 f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `stream` is for one video of one "
                 "prompt; for several call the pipeline, or stream each."
             )
-
-
-def takes_request(
-    request: Callable[P, VideoRequest],
-) -> Callable[[Callable[[Pipeline, VideoRequest], Result]], Callable[Concatenate[Pipeline, P], Result]]:
-    """Gives a method, which takes a request, the request's own arguments; they are named there and nowhere else."""
-    arguments = inspect.signature(request).parameters.values()
-
-    def decorate(method: Callable[[Pipeline, VideoRequest], Result]) -> Callable[Concatenate[Pipeline, P], Result]:
-        @functools.wraps(method)
-        def called(self: Pipeline, *args: P.args, **kwargs: P.kwargs) -> Result:
-            return method(self, request(*args, **kwargs))
-
-        own = inspect.signature(method)
-        first = next(iter(own.parameters.values()))
-        called.__signature__ = own.replace(parameters=[first, *arguments])
-        called.__doc__ = f"{inspect.cleandoc(method.__doc__)}\n\n{_arguments_section(request)}"
-        return called
-
-    return decorate
-
-
-def _arguments_section(request: type) -> str:
-    sections = [inspect.cleandoc(kind.__doc__).partition("\n\n")[2] for kind in reversed(request.__mro__[:-1])]
-    return "\n".join((sections[0], *(section.removeprefix("Args:\n") for section in sections[1:])))
-
-
-def per_prompt(name: str, value: object, kind: type, num_prompts: int) -> list:
-    """One value of a kind, or None, for each prompt, from one for all or a list.
-
-    Raises:
-        TypeError: something else.
-        ValueError: a list of another length.
-    """
-    values = value if isinstance(value, list) else [value] * num_prompts
-    for each in values:
-        if each is not None and not isinstance(each, kind):
-            wanted = f"a {kind.__name__} or a list with one for each prompt"
-            raise TypeError(f"`{name}` is {value!r}; it must be {wanted}.")
-    if len(values) != num_prompts:
-        raise ValueError(
-            f"`{name}` is a list of {len(values)}, and there are {num_prompts} prompts; give one each, or one for all."
-        )
-    return values
-
-
-def check_texts(prompt: object) -> None:
-    """
-    Raises:
-        TypeError, ValueError: `prompt` is neither a text nor a list of texts.
-    """
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
-        raise TypeError(f"`prompt` is {prompt!r}; it must be a string, or a list of one or more strings.")
-    for text in texts:
-        _check_encodable("prompt", text)
-
-
-def check_float_tensor(name: str, tensor: object, of: str = "") -> None:
-    """
-    Args:
-        name, of: for messages, as of `geometry.whole_number`.
-
-    Raises:
-        TypeError: `tensor` is no plain tensor of floats with content.
-    """
-    given = None
-    if not torch.is_tensor(tensor):
-        given = f"a {type(tensor).__name__}"
-    elif tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
-        given = "on the meta device" if tensor.is_meta else "nested" if tensor.is_nested else f"{tensor.layout}"
-    elif not tensor.is_floating_point():
-        given = f"{tensor.dtype}"
-    if given is not None:
-        raise TypeError(f"`{name}`{of} is {given}; it must be a dense tensor of floats.")
-
-
-def check_finite(name: str, tensor: torch.Tensor, of: str = "") -> None:
-    """
-    Raises:
-        ValueError: some of its numbers are infinite or NaN.
-    """
-    if not bool(torch.isfinite(tensor.float()).all()):
-        raise ValueError(f"`{name}`{of} has numbers that are not finite.")
-
-
-def check_prompt_embeds(embeds: object, text_dim: int, *, num_prompts: int | None = None, of: str = "") -> None:
-    """
-    Raises:
-        TypeError, ValueError: `embeds` are no (prompts, tokens, text dim), all finite.
-    """
-    check_float_tensor("prompt_embeds", embeds, of)
-    shape, prompts = tuple(embeds.shape), "1 or more prompts" if num_prompts is None else f"{num_prompts}"
-    is_right = len(shape) == 3 and shape[0] > 0 and shape[1] > 0 and shape[2] == text_dim
-    if not is_right or num_prompts not in (None, shape[0]):
-        raise ValueError(f"`prompt_embeds`{of} has shape {shape}; it must be ({prompts}, tokens, {text_dim}).")
-    check_finite("prompt_embeds", embeds, of)
-
-
-def _check_encodable(name: str, text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"`{name}` is {text!r}, which has half a character (a surrogate) in it.") from error
-
-
-def _check_callback(name: str, callback: object) -> None:
-    if isinstance(callback, type):
-        raise TypeError(f"`{name}` is the class {callback.__name__}; give an object of it, or a function.")
-    if callback is None:
-        return
-    if not callable(callback):
-        raise TypeError(f"`{name}` is {callback!r}; it must be a function or None.")
-    choice.check_takes(name, callback, CALLBACKS[name])
-
-
-def _attention_kwargs(given: object) -> dict[str, float | torch.Tensor]:
-    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-        raise TypeError(f"`attention_kwargs` is {given!r}; it must be a dict of names to numbers or tensors.")
-    numbers = {name: value for name, value in given.items() if name == "scale" or not torch.is_tensor(value)}
-    numbers = {name: geometry.real_number(f"attention_kwargs[{name!r}]", value) for name, value in numbers.items()}
-    return {**given, **numbers}

@@ -60,6 +60,12 @@ def normalize_scores(scores: Sequence[float], method: str | None) -> list[float]
     return ((below + equal / 2) / max(values.size - 1, 1)).tolist()
 
 
+def mean_score(scores: Sequence[float | None]) -> float | None:
+    """The mean of the scores that are there; None without any."""
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None
+
+
 def rank(candidates: "Sequence[beam.Candidate]") -> list[int]:
     """Indices of the candidates that have a score, best first, ties in order of arrival."""
     return keep_best([candidate.score for candidate in candidates], len(candidates))

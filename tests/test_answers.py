@@ -59,13 +59,13 @@ def test_latents_of_another_float_dtype_or_with_gradients_are_taken(toy_pipeline
 
 
 KEPT_ANSWERS = {
-    "a number": ({"kept": 0}, TypeError, "`kept`, which is a int"),
-    "a fraction": ({"kept": [0.6]}, TypeError, "`kept`, which has 0.6"),
-    "a bool": ({"kept": [True]}, TypeError, "`kept`, which has True"),
-    "a mask": ({"kept": np.array([True, False, True, False])}, TypeError, "has True"),
-    "a text": ({"kept": "01"}, TypeError, "is a str"),
-    "scores": ({"kept": torch.tensor([0.1, 0.2])}, TypeError, "has 0.1"),
-    "a grid": ({"kept": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, r"has \[0, 0\]"),
+    "a number": ({"kept": 0}, TypeError, "keeps a int; `kept`"),
+    "a fraction": ({"kept": [0.6]}, TypeError, "keeps 0.6"),
+    "a bool": ({"kept": [True]}, TypeError, "keeps True"),
+    "a mask": ({"kept": np.array([True, False, True, False])}, TypeError, "keeps True"),
+    "a text": ({"kept": "01"}, TypeError, "keeps a str"),
+    "scores": ({"kept": torch.tensor([0.1, 0.2])}, TypeError, "keeps 0.1"),
+    "a grid": ({"kept": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, r"keeps \[0, 0\]"),
     "a negative": ({"kept": [-1]}, ValueError, r"`kept` \[-1\]"),
     "not a dict": ([0], TypeError, "returned a list"),
     "another key": ({"keep": [0]}, ValueError, "returned 'keep'"),
@@ -131,9 +131,9 @@ class Stray:
 
 CHOICES = {
     "no choice": (lambda c: c, TypeError, "gave a list"),
-    "no candidates": (lambda c: Choice(None, [0]), TypeError, "no list of `Candidate`"),
-    "no list": (lambda c: Choice(c, 0), TypeError, "`kept` is a int"),
-    "fractions": (lambda c: Choice(c, [0.5]), TypeError, "`kept` has 0.5"),
+    "no candidates": (lambda c: Choice(None, [0]), TypeError, "not all of `Candidate`, in a list"),
+    "no list": (lambda c: Choice(c, 0), TypeError, "keeps a int"),
+    "fractions": (lambda c: Choice(c, [0.5]), TypeError, "keeps 0.5"),
     "weights of text": (lambda c: Choice(c, [0], ["x"]), TypeError, "`log_weights` of Stray is 'x'"),
     "weights": (lambda c: Choice(c, [0], 1.0), TypeError, "`log_weights` that are a float"),
     "NaN": (lambda c: Choice(c, [0], [float("nan")]), ValueError, "`log_weights` of Stray is nan"),

@@ -126,8 +126,45 @@ def test_other_rewards_and_words_score_again(toy_pipeline, embeds):
     steps, beams = begin(toy_pipeline, embeds, reward_prompt="a dog")
     scored = steps.score(beams, steps.denoise(beams, steps.propose(beams, 2)))
     other = steps.score(beams, scored, image_reward=reader, video_reward=False, prompt="a cat")
-    assert [(c.short, c.long, c.score) for c in other] == [(7.0, None, None or c.score) for c in other]
+    assert [(c.short, c.long, c.score) for c in other] == [(7.0, None, 7.0)] * 2
     assert read == ["a cat"] * 2 and all(c.frames is s.frames for c, s in zip(other, scored, strict=True))
+
+
+@pytest.mark.parametrize("run, own", [("image_reward", "video_reward"), ("video_reward", "image_reward")])
+def test_rewards_of_a_step_are_fused_by_what_they_are(toy_pipeline, embeds, run, own):
+    """Chunk 1 of 5: the short score weighs a quarter where both rewards score, and all or nothing where one does."""
+    steps, beams = begin(toy_pipeline, embeds, **{run: brightness, own: False})
+    steps, beams = after(steps, beams, num_chunks=1)
+    scored = steps.score(beams, steps.denoise(beams, steps.propose(beams, 2)), **{own: contrast})
+    for candidate in scored:
+        assert candidate.score == pytest.approx(0.25 * candidate.short + 0.75 * candidate.long)
+
+
+def test_a_step_takes_rewards_and_no_names_of_them(toy_pipeline, embeds):
+    steps, beams = begin(toy_pipeline, embeds)
+    with pytest.raises(TypeError, match="`image_reward` of a step is 'org/name'; load it first"):
+        steps.score(beams, steps.denoise(beams, steps.propose(beams, 1)), image_reward="org/name")
+
+
+def test_nothing_is_decoded_after_a_chunk_that_was_not(toy_pipeline, embeds):
+    steps, beams = begin(toy_pipeline, embeds)
+    beams = steps.commit(beams, steps.denoise(beams, steps.propose(beams, 1)))
+    later = steps.ahead()
+    with pytest.raises(ValueError, match="its last chunk was never decoded"):
+        later.score(beams, later.denoise(beams, later.propose(beams, 1)))
+
+
+def test_steps_of_another_chunk_are_noticed(toy_pipeline, embeds):
+    steps, beams = begin(toy_pipeline, embeds)
+    candidates = steps.score(beams, steps.denoise(beams, steps.propose(beams, 1)))
+    grown = steps.commit(beams, candidates)
+    for step in (lambda: steps.propose(grown, 1), lambda: steps.commit(grown, candidates)):
+        with pytest.raises(ValueError, match="steps of chunk 0, and a beam has 1 chunks.*ahead"):
+            step()
+    with pytest.raises(ValueError, match="is of no beam here: these are the steps of chunk 1"):
+        steps.ahead().commit(grown, candidates)
+    with pytest.raises(ValueError, match="parent=3.*is of no beam here"):
+        steps.commit(beams, [replace(candidates[0], parent=3)])
 
 
 def test_a_later_round_draws_what_more_candidates_would_have_drawn(toy_pipeline, embeds):
@@ -199,7 +236,7 @@ def test_a_roll_out_is_counted_where_it_is_made_and_keeps_nothing(toy_pipeline, 
     done = steps.work.chunk_forwards
     candidates = steps.score(beams, steps.denoise(beams, steps.propose(beams, [1, 1])))
     ahead = steps.ahead(num_steps=2)
-    later = ahead.commit(beams, []) or steps.commit(beams, candidates)
+    later = steps.commit(beams, candidates)
     seen = ahead.score(later, ahead.denoise(later, ahead.propose(later, [1, 1])))
     assert ahead.num_steps == 2 and all(c.is_finished and c.step == 2 for c in seen)
     assert steps.work is ahead.work and steps.work.chunk_forwards == done + 2 * 4 + 2 + 2 * 2
@@ -272,7 +309,7 @@ def test_a_prompt_that_a_callback_changes_changes_for_all_beams_of_a_chunk_alike
         (lambda s, b: s.denoise(b, s.propose(b, 1), until=5), ValueError, "`until` is 5; it must be 4 or less"),
         (lambda s, b: s.denoise(b, s.propose(b, 1), until=0), ValueError, "`until` is 0"),
         (lambda s, b: s.commit(b, s.propose(b, 1)), ValueError, "Candidate 0 is lost or unfinished"),
-        (lambda s, b: s.ahead(num_steps=9), ValueError, "9 steps"),
+        (lambda s, b: s.ahead(num_steps=9), ValueError, "`num_steps` is 9; it must be 8 or less"),
     ],
 )
 def test_an_invalid_step_is_refused(toy_pipeline, embeds, call, error, message):
@@ -338,6 +375,7 @@ def test_an_absent_reward_has_no_say_in_routes(toy_pipeline, embeds):
             return super().route(short_scores, long_scores)
 
     toy_pipeline(prompt_embeds=embeds, num_frames=21, image_reward=brightness, video_reward=False, memory=Noting())
+    assert len(seen) == 4
     assert all(long_scores == (0.0, 0.0) and 0.0 not in short_scores for short_scores, long_scores in seen)
 
 

@@ -46,8 +46,8 @@ ODD = [
     *([], (), {}, set(), [0], [1], [0.5], [1.0, 0.5], [None], ["a"], [[]], {"a": 1}, {"scale": 1.0}, {1: 2}, range(3)),
     *(torch.tensor(1), torch.tensor(0.5), torch.ones(1, 6, 8), torch.zeros(1, 4, 3, 2, 2), torch.ones(2).to_sparse()),
     *(torch.empty(1, 6, 8, device="meta"), torch.tensor([True]), torch.float32, torch.device("cpu")),
-    *(object(), object, int, print, len, lambda: 0, iter([1]), Ellipsis, NotImplemented, ValueError("x")),
-    *(Reward, PictureReward, brightness, ExposureReward(), torch.nn.Linear(2, 2), BeamSearch, BeamSearch()),
+    *(object(), object, int, len, lambda: 0, iter([1]), Ellipsis, NotImplemented, ValueError("x")),
+    *(Reward, PictureReward, brightness, ExposureReward(), BeamSearch, BeamSearch()),
     *(BestOfN(2), EMASink, EMASink(), StaticSink(), FewStepFlowMatchScheduler, FewStepFlowMatchScheduler()),
     *(torch.Generator, torch.Generator(), [torch.Generator()], "\ud800", "a\0b", "\n", "no/such", "/no/such/folder"),
 ]

@@ -146,22 +146,19 @@ def test_losers_decoder_states_are_gone_before_the_clean_pass(toy_pipeline, embe
     assert alive_then == [before + 2] * 4
 
 
-def test_a_context_is_made_once_for_a_parent_and_gone_when_its_last_clean_pass_is_done(toy_pipeline, embeds):
-    made, at_once = [], []
+def test_a_context_is_made_once_for_a_parent_and_is_gone_when_its_last_clean_pass_is_done(
+    toy_pipeline, embeds, monkeypatch
+):
+    made, at_once, num_parents, context = [], [], [], ChunkMemory.context
+    monkeypatch.setattr(ChunkMemory, "context", lambda *args, **kwargs: made.append(1) or context(*args, **kwargs))
 
     def look(steps, beams):
         at_once.append(len(alive(ChunkContext)))
-        made.append(steps)
+        num_parents.append(len(beams))
 
-    class Counting(ChunkMemory):
-        pass
-
-    contexts = []
-    original = ChunkMemory.context
-    toy_pipeline(prompt_embeds=embeds, num_frames=57, search=Watched(look), **REWARDS)
+    toy_pipeline(prompt_embeds=embeds, num_frames=57, search=Watched(look, num_candidates=3), **REWARDS)
     assert at_once == [at_once[0]] * 5  # none outlives its chunk
-    assert all(not steps._contexts for steps in made[:-1])
-    assert original is ChunkMemory.context and not contexts
+    assert len(made) == sum(num_parents)
 
 
 def test_context_stops_growing_when_the_window_is_full(toy_pipeline, embeds):

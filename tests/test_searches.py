@@ -283,11 +283,68 @@ def test_a_trace_says_which_search_with_which_numbers(toy_pipeline, embeds, tmp_
 
 @pytest.mark.parametrize("max_lag", [0, 1])
 def test_any_search_streams_what_a_call_gives(toy_pipeline, embeds, max_lag):
-    for search in (BestOfN(3), KeepTwice(), EarlyStop(BeamSearch(2, 2), patience=2)):
+    for search in (KeepTwice(), EarlyStop(BeamSearch(2, 2), patience=2)):
         arguments = {"num_frames": 57, "search": search, "max_lag": max_lag, "output_type": "pt", **REWARDS}
         called = toy_pipeline(prompt_embeds=embeds, generator=seeded(), **arguments).frames[0]
         chunks = list(toy_pipeline.stream(prompt_embeds=embeds, generator=seeded(), **arguments))
         assert torch.equal(torch.cat([chunk.frames for chunk in chunks]), called)
+
+
+@pytest.mark.parametrize("search", [BestOfN(3), EarlyStop(BestOfN(2)), EarlyStop(BeamSearch(2, 1), patience=2)])
+def test_a_stream_waits_for_the_end_where_nothing_is_dropped(toy_pipeline, embeds, search):
+    arguments = {"num_frames": 57, "search": search, "output_type": "pt", **REWARDS}
+    called = toy_pipeline(prompt_embeds=embeds, generator=seeded(), **arguments).frames[0]
+    chunks = list(toy_pipeline.stream(prompt_embeds=embeds, generator=seeded(), **arguments))
+    assert torch.equal(torch.cat([chunk.frames for chunk in chunks]), called)
+
+
+def test_rounds_of_a_search_that_shows_little_of_what_it_tried_draw_other_seeds():
+    def shy(steps, beams):
+        candidates = steps.score(beams, steps.denoise(beams, steps.propose(beams, 3)))
+        return Choice([candidates[rank(candidates)[0]]], [0])
+
+    steps = FakeSteps(range(9))
+    steps.propose = lambda beams, counts, first=0, propose=steps.propose: propose(beams, [counts], first)
+    EarlyStop(shy, patience=9, max_rounds=3)(steps, beams(1))
+    assert sorted(c.seed for c in steps.proposed) == list(range(9))
+
+
+def test_a_callback_that_answers_what_it_was_given_changes_nothing(toy_pipeline, embeds):
+    seen = []
+
+    def look(steps, beams):
+        seen.append([beam.log_weight for beam in beams])
+        return KeepTwice()(steps, beams)
+
+    look.num_beams = 2
+    echo = {"callback_on_chunk_end": lambda pipe, index, state: {"kept": state["kept"]}}
+    video(toy_pipeline, embeds, num_frames=33, search=look, **echo)
+    assert seen == [[0.0], [0.5, -0.5], [0.5, -0.5]]
+
+
+def test_weights_go_with_the_candidates_that_a_callback_keeps(toy_pipeline, embeds):
+    seen = []
+
+    def weighing(steps, beams):
+        seen.append([beam.log_weight for beam in beams])
+        choice = BeamSearch(2, 2)(steps, beams)
+        return replace(choice, log_weights=[1.0, 2.0])
+
+    weighing.num_beams = 2
+    turn = {"callback_on_chunk_end": lambda pipe, index, state: {"kept": state["kept"][::-1]}}
+    video(toy_pipeline, embeds, num_frames=21, search=weighing, **turn)
+    assert seen == [[0.0], [2.0, 1.0]]
+
+
+def test_a_search_cannot_write_into_the_pipelines_beams(toy_pipeline, embeds):
+    class Rude(BeamSearch):
+        def __call__(self, steps, beams):
+            choice = super().__call__(steps, beams)
+            beams.clear()
+            return choice
+
+    expected, given = video(toy_pipeline, embeds), video(toy_pipeline, embeds, search=Rude())
+    assert np.array_equal(expected.frames, given.frames)
 
 
 def test_an_estimate_knows_what_a_search_does(toy_pipeline, embeds):
@@ -362,12 +419,14 @@ def unfinished(candidates):
         (lambda c: Choice(c, [-1]), ValueError, "own keeps candidate -1"),
         (lambda c: Choice(c, [2]), ValueError, "own keeps candidate 2, which was lost: dark"),
         (lambda c: Choice(c, [0, 1]), ValueError, "own keeps 2 candidates, and says that it keeps at most 1"),
-        (lambda c: Choice(c, [0.5]), TypeError, "own: `kept` has 0.5"),
-        (lambda c: Choice(c, [True]), TypeError, "own: `kept` has True"),
+        (lambda c: Choice(c, [0.5]), TypeError, "own keeps 0.5"),
+        (lambda c: Choice(c, [True]), TypeError, "own keeps True"),
         (lambda c: Choice(c, [0], log_weights=[0.0, 1.0]), ValueError, "own gave 2 `log_weights` for 1 beams"),
         (lambda c: Choice(c, [0], log_weights=[float("nan")]), ValueError, "`log_weights`.*finite"),
         (lambda c: Choice(unfinished(c), [0]), ValueError, "own keeps candidate 0 with 1 of 4 steps done"),
         (lambda c: Choice([replace(c[0], parent=4)], [0]), ValueError, "own keeps candidate 0 of parent 4"),
+        (lambda c: Choice([replace(c[0], chunk_index=4)], [0]), ValueError, "own keeps candidate 0 of chunk 4 at"),
+        (lambda c: Choice([c[0].without_scores()], [0]), ValueError, "own keeps candidate 0 without a score"),
         (lambda c: Choice([1, 2], [0]), TypeError, "own gave `candidates` that are no list of `Candidate`"),
     ],
 )
@@ -401,13 +460,13 @@ def test_an_invalid_choice_is_refused_before_the_clean_pass(toy_pipeline, embeds
             ValueError,
             "`score_normalization` is 'rank'.*BestOfN",
         ),
-        ({"search": KeepTwice(num_beams=0)}, ValueError, "`num_beams` of `search`, KeepTwice, is 0; it must be"),
-        ({"search": KeepTwice(num_beams=1.5)}, TypeError, "`num_beams` of `search`, KeepTwice, is 1.5"),
+        ({"search": KeepTwice(num_beams=0)}, ValueError, "`num_beams` of KeepTwice is 0; it must be"),
+        ({"search": KeepTwice(num_beams=1.5)}, TypeError, "`num_beams` of KeepTwice is 1.5"),
         ({"search": BeamSearch(2, 2), "image_reward": False, "video_reward": False}, ValueError, "BeamSearch.*drops"),
         (
             {"num_candidates": 2, "image_reward": False, "video_reward": False},
             ValueError,
-            "`num_candidates`, 2, drop candidates.*no reward",
+            "2 candidates per beam, drops candidates.*no reward",
         ),
     ],
 )
@@ -442,6 +501,19 @@ def test_numbers_that_fit_no_search_are_refused_with_its_name(make, error, messa
         make()
 
 
-def test_a_budget_of_more_beams_than_promised_is_refused_at_its_chunk(toy_pipeline, embeds):
+def test_beams_of_an_endless_stream_must_be_able_to_agree(toy_pipeline, embeds):
+    endless = {"num_frames": None, "horizon": 3, "memory": EMASink()}
+    for search in (BestOfN(2), BeamSearch(2, 1)):
+        with pytest.raises(ValueError, match="drops no beam, so that those of an endless stream would never agree"):
+            toy_pipeline.stream(prompt_embeds=embeds, search=search, **endless, **REWARDS)
+    next(toy_pipeline.stream(prompt_embeds=embeds, search=BeamSearch(2, 1), max_lag=1, **endless, **REWARDS))
+
+
+def test_a_search_without_work_is_named_where_it_is_inside_another(toy_pipeline):
+    with pytest.raises(ValueError, match="KeepTwice does not say what it does"):
+        toy_pipeline.estimate(search=EarlyStop(KeepTwice()), **REWARDS)
+
+
+def test_a_budget_of_more_beams_than_promised_is_told_at_its_chunk(toy_pipeline, embeds):
     with pytest.raises(ValueError, match=r"`budget` of BeamSearch gave 3 beams for chunk 1.*BeamSearch\(3"):
         video(toy_pipeline, embeds, search=BeamSearch(2, budget=lambda index, beams: (2 + index, 1)))
