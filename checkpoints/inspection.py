@@ -32,7 +32,7 @@ def describe(path: str | Path) -> str:
 
 
 def hub_lines(given: str) -> list[str]:
-    """What can be said of a model on the Hub, `org/name` or `org/name:file`, without asking the Hub.
+    """Describes a model on the Hub, `org/name` or `org/name:file`, without asking the Hub.
 
     Raises:
         FileNotFoundError: it has no such form.
@@ -143,7 +143,7 @@ def _of_reward(name: str, checkpoint: Path) -> str:
 
 
 def _quoted(path: Path) -> str:
-    """For a shell, and never an option."""
+    """Quotes a path for a shell, and never as an option."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 

@@ -17,7 +17,7 @@ def load_pipeline(folder: str | Path = CHECKPOINT) -> "StreamT1Pipeline":  # noq
 
 
 def vocabulary_note(prompt: str) -> str | None:
-    """What the demo model knows, when the prompt has other words or names nothing of it."""
+    """Says what the demo model knows, when the prompt has other words or none that it knows."""
     from .clips import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Caption, parse_caption, unread_words
 
     unread, is_empty = unread_words(prompt), parse_caption(prompt) == Caption()

@@ -50,13 +50,13 @@ class Suite:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One prompt from each line of a text in UTF-8; empty where a line is.
+    """Reads one prompt from each line of a UTF-8 text; empty where a line is.
 
-    A byte order mark at the beginning, and carriage returns at line ends, are no part of a prompt.
+    A byte order mark at the beginning, and carriage returns at line ends, are not part of a prompt.
 
     Raises:
         OSError: the file can't be read.
-        ValueError: it is no UTF-8, or has no prompt.
+        ValueError: it is not UTF-8, or has no prompt.
     """
     prompts = []
     lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).rstrip().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -81,7 +81,7 @@ def comparison(
     num_frames: int,
     num_steps: int,
 ) -> Suite:
-    """Methods at budgets on prompts; methods that try one candidate have the budget of one.
+    """Compares methods at budgets on prompts; methods that try one candidate have the budget of one.
 
     Args:
         prompts: an empty one counts as missing.

@@ -17,7 +17,7 @@ ALIGNMENT = 64  # bytes: torch's own, for what it allocates
 
 @dataclass(eq=False)
 class _Moved:
-    """A weight that lies elsewhere for as long as somebody needs it to."""
+    """A weight that lies elsewhere while it has users."""
 
     tensor: torch.Tensor
     original: torch.Tensor  # where it lay
@@ -38,10 +38,10 @@ def align_weights(model: torch.nn.Module) -> None:
 def align_weights_for(
     user: object, models: Iterable[torch.nn.Module | None], own: Sequence[torch.nn.Module] = ()
 ) -> None:
-    """Does so until `user` is no more; then they lie where they did, and the models' owner gets the bits of before.
+    """Aligns weights until `user` is garbage collected, then moves them back: their owner gets the bits of before.
 
     Args:
-        own: those of the models that nobody else uses; their weights stay where they are put.
+        own: those of the models that have no other user; their weights stay aligned.
     """
     shared = []
     for model in models:
@@ -73,7 +73,7 @@ def _put_back(keys: list[int]) -> None:
 
 
 def _restore(tensor: torch.Tensor, original: torch.Tensor) -> None:
-    """What was done to the weight meanwhile is kept."""
+    """Moves a weight back, with its changes since."""
     if (tensor.device, tensor.dtype, tensor.shape) == (original.device, original.dtype, original.shape):
         if not torch.equal(tensor.data, original):
             original.copy_(tensor.data)
@@ -81,7 +81,7 @@ def _restore(tensor: torch.Tensor, original: torch.Tensor) -> None:
 
 
 def _plain_weights(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Those in the CPU's memory; a quantised one keeps its numbers elsewhere."""
+    """Weights in the CPU's memory, except quantised ones, which keep their data elsewhere."""
     plain = (torch.Tensor, torch.nn.Parameter)
     return [
         each for each in (*model.parameters(), *model.buffers()) if type(each) in plain and each.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""What a pipeline takes as its models."""
+"""Checks of the models that a pipeline is given."""
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -12,10 +12,10 @@ KINDS = {
 
 
 def check_model(name: str, value: object) -> None:
-    """Checks that a model of one of these names is of its kind; other names are not looked at.
+    """Checks that a model of one of these names is of its kind; other names are ignored.
 
     Raises:
-        TypeError: it is of another.
+        TypeError: it is of another kind.
     """
     if name not in KINDS:
         return
@@ -27,7 +27,7 @@ def check_model(name: str, value: object) -> None:
 
 
 def check_models_fit(transformer: torch.nn.Module | None, vae: torch.nn.Module | None) -> None:
-    """Checks that a transformer reads what a VAE makes.
+    """Checks that a transformer and a VAE have the same latents.
 
     Raises:
         ValueError: they have other numbers of channels.

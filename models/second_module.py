@@ -1,8 +1,8 @@
 """A second model over the weights of a first, so that a pipeline can change the model and leave its owner's as it is.
 
 Modules with children are made again; those without, which hold nearly all weights, are the same objects in both. Both
-models see what changes weights: moving, casting, loading, quantising, fusing an adapter. What hangs on modules with
-children is each model's own: hooks, adapters, attention processors, flags. The second has what hung there before.
+models see changes of weights: moving, casting, loading, quantising, fusing an adapter. Attributes of modules with
+children are each model's own: hooks, adapters, attention processors, flags. The second starts with those of the first.
 """
 
 import functools
@@ -12,7 +12,7 @@ from collections import OrderedDict
 import torch
 from diffusers.utils import logging
 
-# Of a module's attributes: its weights, and which adapters are merged into them. Other books are copied.
+# Attributes that both share: a module's weights, and the adapters merged into them. Other containers are copied.
 SHARED = ("_parameters", "_buffers", "merged_adapters")
 BOOKS = (dict, OrderedDict, list, set)  # a config is of a class of its own, and is replaced when it changes
 
@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 
 
 def second_module(module: torch.nn.Module, kind: type[torch.nn.Module]) -> torch.nn.Module:
-    """A model of another class over the same weights.
+    """Makes a model of another class over the same weights.
 
     Args:
         kind: its class, whose objects have the attributes of `module`.
@@ -40,9 +40,10 @@ def second_module(module: torch.nn.Module, kind: type[torch.nn.Module]) -> torch
 def _second(
     first: torch.nn.Module, kind: type[torch.nn.Module], made: dict[torch.nn.Module, torch.nn.Module]
 ) -> torch.nn.Module:
-    """
+    """Makes the second of a module and of its children.
+
     Args:
-        made: what was made so far, by what it was made of; of weights that are tied there is one module.
+        made: second modules so far, by the first ones; tied weights stay in one module.
     """
     if first in made:
         return made[first]

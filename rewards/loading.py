@@ -83,7 +83,7 @@ class ConvertedFolder:
         return tensors
 
     def _weight_files(self) -> list[Path]:
-        """Of one layout, the converter's own; `checkpoints/reading.py` reads those that are found elsewhere."""
+        """Weight files in the converter's own layout; `checkpoints/reading.py` reads the others."""
         index = self.path / f"{WEIGHTS_STEM}.safetensors.index.json"
         if not index.is_file():
             return [self._file(f"{WEIGHTS_STEM}.safetensors")]
