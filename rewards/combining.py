@@ -79,7 +79,8 @@ class WeightedReward(CombinedReward):
 
     def __init__(self, rewards: Sequence[Callable], weights: Sequence[float], *, normalize: str | None = None) -> None:
         for name, given, wanted in (("rewards", rewards, "rewards"), ("weights", weights, "numbers")):
-            if isinstance(given, str | bytes) or not isinstance(given, Sequence | np.ndarray):
+            is_list = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+            if not (is_list or isinstance(given, np.ndarray) and given.ndim == 1):
                 raise TypeError(f"`{name}` is {given!r}; it must be a list of {wanted}.")
         if len(rewards) == 0 or len(rewards) != len(weights):
             raise ValueError(f"`rewards` has {len(rewards)} and `weights` {len(weights)}; give one weight per reward.")

@@ -1,6 +1,7 @@
 """Adapter files in all layouts that trainers write, merged by the converter and loaded by a pipeline.
 
-Both are compared with a merge by hand: `W + alpha / rank * B A` for pairs, `+ difference` for whole differences.
+Both are compared with a merge by hand: `W + alpha / rank * B A` for pairs, `+ difference` for whole differences. The
+file is long because every layout and every fault of one has its case.
 """
 
 import json

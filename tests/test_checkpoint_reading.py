@@ -1,4 +1,7 @@
-"""Opening untrusted third-party checkpoints."""
+"""Opening untrusted third-party checkpoints.
+
+The file is long because every kind of damage has its case.
+"""
 
 import collections
 import io

@@ -1,4 +1,7 @@
-"""Files of users: what was there stays or is replaced whole, and only where it is ours to replace."""
+"""Files of users: what was there stays or is replaced whole, and only where it is ours to replace.
+
+The file is long because one rule is tried on every writer of the project.
+"""
 
 import contextlib
 import hashlib

@@ -1,4 +1,7 @@
-"""From the originals' files to a score: tiny models in the original layouts, templates of the test's own."""
+"""From the originals' files to a score: tiny models in the original layouts, templates of the test's own.
+
+The file is long because it makes the original files of both models.
+"""
 
 import json
 import zipfile
