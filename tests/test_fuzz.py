@@ -4,7 +4,8 @@ A run of the suite takes about half a minute. By hand for longer, with other arg
 
     STREAM_T1_FUZZ_SECONDS=3600 STREAM_T1_FUZZ_SEED=7 python -m pytest tests/test_fuzz.py
 
-The file is long because the right values of every argument stand in it. What fails says its seed; `STREAM_T1_FUZZ_SEED` of that number tries it first.
+The file is long because the right values of every argument stand in it. What fails says its seed;
+`STREAM_T1_FUZZ_SEED` of that number tries it first.
 """
 
 import math
