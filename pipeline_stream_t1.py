@@ -542,10 +542,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             ImportError: ftfy is not installed.
         """
         check_texts(prompt)
-        check_encoding(self.tokenizer, self.text_encoder, max_sequence_length)
+        whole_number("max_sequence_length", max_sequence_length, least=1)
         texts, models = [prompt] if isinstance(prompt, str) else prompt, (self.tokenizer, self.text_encoder)
-        prompt_embeds = embed_texts(texts, *models, max_sequence_length, device or self._execution_device)
-        return prompt_embeds, None
+        check_encoding(*models, max_sequence_length)
+        return embed_texts(texts, *models, max_sequence_length, device or self._execution_device), None
 
     def check_inputs(self, request: VideoRequest, memory: MemoryPolicy, height: int, width: int) -> None:
         """Checks what depends on this pipeline's models.

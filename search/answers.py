@@ -40,7 +40,7 @@ def check_choice(
         raise TypeError(f"{name} gave a {type(made).__name__}; a search gives a `Choice(candidates, kept)`.")
     candidates = made.candidates
     if not isinstance(candidates, list | tuple) or not all(hasattr(each, "is_finished") for each in candidates):
-        raise TypeError(f"{name} gave `candidates` that are no list of `Candidate`.")
+        raise TypeError(f"{name} gave `candidates` that are not all of `Candidate`, in a list.")
     kept, reserve = _indices(made.kept, name), _indices(made.reserve, name)
     if not candidates:
         raise ValueError(f"{name} tried no candidate; `candidates` of its `Choice` is empty.")

@@ -223,7 +223,8 @@ def test_a_new_search_and_a_new_number_are_options_by_being_registered(monkeypat
 
 def test_every_shipped_search_has_numbers_and_is_built_from_them():
     for name, search in SHIPPED_SEARCHES.items():
-        numbers = {key: field.type(3) for key, field in number_fields(search).items()}
+        numbers = {key: 3 if field.type is int else 0.5 for key, field in number_fields(search).items()}
+        numbers |= {"elites": 2} if "elites" in numbers else {}
         made = search_of(name, numbers)
         assert numbers and type(made) is search and {key: getattr(made, key) for key in numbers} == numbers
 

@@ -73,7 +73,8 @@ def test_searches_of_40_chunks_share_8_graphs_another_size_needs_no_more_and_ano
         trace = pipe(prompt_embeds=embeds, num_frames=477, memory=APPENDS, **search, **LATENTS).trace
         assert len(trace.chunks) == 40 and len(trace.chunks[-1].sinks[0]) == 5
     num_graphs = backend.num_graphs
-    search = {"num_frames": 93, "memory": APPENDS, "callback_on_chunk_end": any_two, **LATENTS}
+    search = {"num_frames": 93, "memory": APPENDS, "num_beams": 2, "num_candidates": 2, **LATENTS}
+    search["callback_on_chunk_end"] = any_two
     pipe(prompt_embeds=embeds, height=32, width=48, **search)
     assert 0 < backend.num_graphs == num_graphs
     steps = iter(range(100))

@@ -284,7 +284,7 @@ def broken_wheel(path):
 def test_a_damaged_copy_of_the_template_is_refused(tmp_path, content):
     wheel = tmp_path / "hpsv3.whl"
     wheel.write_bytes(content(wheel))
-    with pytest.raises(ValueError, match=r"hpsv3.whl is (neither Python code nor a whole zip file|no Python file)"):
+    with pytest.raises(ValueError, match=r"hpsv3.whl is (neither Python code nor a whole zip file|not a Python file)"):
         read_template(wheel, HPSV3_TEMPLATE, accept_changed=True)
 
 

@@ -50,7 +50,7 @@ def unfinished(candidates):
         (lambda c: Choice([replace(c[0], parent=4)], [0]), ValueError, "own keeps candidate 0 of parent 4"),
         (lambda c: Choice([replace(c[0], chunk_index=4)], [0]), ValueError, "own keeps candidate 0 of chunk 4 at"),
         (lambda c: Choice([c[0].without_scores()], [0]), ValueError, "own keeps candidate 0 without a score"),
-        (lambda c: Choice([1, 2], [0]), TypeError, "own gave `candidates` that are no list of `Candidate`"),
+        (lambda c: Choice([1, 2], [0]), TypeError, "own gave `candidates` that are not all of `Candidate`, in a list"),
     ],
 )
 def test_an_invalid_choice_is_refused_before_the_clean_pass(toy_pipeline, embeds, choice, error, message):

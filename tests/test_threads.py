@@ -9,9 +9,9 @@ from conftest import brightness, contrast
 REWARDS = {"image_reward": brightness, "video_reward": contrast}
 
 
-def request(num_steps):
+def request(num_steps, num_frames=21):
     return {
-        "num_frames": 21,
+        "num_frames": num_frames,
         "num_inference_steps": num_steps,
         "output_type": "pt",
         "num_beams": 1,
@@ -23,7 +23,12 @@ def request(num_steps):
 
 def test_sixteen_threads_with_1_to_4_steps_make_each_their_own_video(toy_pipeline, embeds):
     torch.set_num_threads(1)
-    alone = {n: toy_pipeline(prompt_embeds=embeds, **request(n)) for n in (1, 2, 3, 4)}
+    lengths = [21, *[9] * 3] * 3  # of twelve rounds
+    alone = {
+        (n, length): toy_pipeline(prompt_embeds=embeds, **request(n, length))
+        for n in (1, 2, 3, 4)
+        for length in (9, 21)
+    }
     problems, finished, start = [], [], threading.Barrier(16)
 
     def work(index):
@@ -35,15 +40,16 @@ def test_sixteen_threads_with_1_to_4_steps_make_each_their_own_video(toy_pipelin
             )
 
         start.wait()
-        for _ in range(12):
+        for length in lengths:
+            expected = alone[num_steps, length]
             try:
-                output = toy_pipeline(prompt_embeds=embeds, callback_on_step_end=look, **request(num_steps))
+                output = toy_pipeline(prompt_embeds=embeds, callback_on_step_end=look, **request(num_steps, length))
             except Exception as error:  # threads swallow what they raise
                 problems.append(f"a call of {num_steps} steps raised {error!r}")
                 return
-            if not torch.equal(output.frames, alone[num_steps].frames):
+            if not torch.equal(output.frames, expected.frames):
                 problems.append(f"a video of {num_steps} steps is another")
-            if output.trace.config != alone[num_steps].trace.config:
+            if output.trace.config != expected.trace.config:
                 problems.append(f"a trace of {num_steps} steps is another")
             finished.append(num_steps)
         if seen != {(num_steps, True, 1.0 + num_steps)}:
