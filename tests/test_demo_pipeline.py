@@ -164,3 +164,14 @@ def test_the_example_of_what_makes_candidates_differ_finds_the_later_draws():
     found = load_example("what_makes_candidates_differ").main(num_prompts=2)
     assert 0 < found["the initial noise"] < 0.2 * found["everything"]
     assert found["the later draws"] > 0.8 * found["everything"]
+
+
+def test_the_example_of_a_search_keeps_both_beams_apart_to_the_end():
+    shared = load_example("own_search").main()
+    assert shared["best of each"] == 0 < shared["best of all"]
+
+
+def test_the_example_of_a_loop_makes_a_video_without_a_search():
+    video, tries = load_example("own_loop").main()
+    assert video.shape == (57, 3, 64, 64) and len(tries) == 5
+    assert tries[0] == 1 and all(1 <= count <= 4 for count in tries)
