@@ -37,7 +37,7 @@ setup(
     ],
     extras_require={
         "train": ["matplotlib>=3.9"],
-        "test": ["pytest>=8", "ruff>=0.14", "matplotlib>=3.9", "peft>=0.18", "torchao>=0.16"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "matplotlib>=3.9", "peft>=0.18", "torchao>=0.16"],
     },
     entry_points={"console_scripts": ["stream-t1 = stream_t1.__main__:main"]},
 )

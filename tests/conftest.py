@@ -1,6 +1,7 @@
 """Toy models of the real classes, and the reference cases."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,8 @@ REFERENCE = Path(__file__).parent / "reference"
 
 @pytest.fixture(autouse=True)
 def _few_threads():
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    # A worker of several has a core for itself.
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")
