@@ -241,6 +241,8 @@ def test_a_call_makes_a_right_video_or_names_an_argument_before_any_work(fuzzed)
             arguments.setdefault("prompt", "a cat")
         if any(is_hub_name(arguments.get(name)) for name in ("image_reward", "video_reward")):
             continue
+        if arguments.get("callback_on_chunk_end") is brightness:
+            continue  # it takes three arguments too, and what it raises when it gets a pipeline is its own
         arguments.setdefault("generator", torch.Generator())
         way = generator.choice(["__call__", "__call__", "stream", "steps", "estimate"])
         try:
