@@ -120,12 +120,12 @@ class ChunkSteps:
         check_place(beams, (), self.chunk_index)
         for parent, (beam, count) in enumerate(zip(beams, counts, strict=True)):
             for index in range(first, first + whole_number("counts", count, least=0)):
-                candidates.append(self._propose_one(beam, parent, index))
+                candidates.append(self.candidate_of(beam, parent, *self._seed(beam, parent, index)))
         return candidates
 
-    def _propose_one(self, beam: Beam, parent: int, index: int) -> Candidate:
+    def candidate_of(self, beam: Beam, parent: int, seed: int, lineage: tuple[int, int] | None = None) -> Candidate:
+        """Unit 1 for one candidate, with the noise of a seed."""
         num_channels, num_frames, *size = self.plan.latent_shape
-        seed, lineage = self._seed(beam, parent, index)
         generator = candidate_generator(seed)
         fresh, *renoise = (draw_noise([generator], (num_frames, num_channels, *size))[0] for _ in self.levels[:-1])
         noise = propagate_noise(beam.noise, fresh, self.plan.request.noise_correlation)
@@ -276,12 +276,15 @@ class ChunkSteps:
 
     def _decode_batch(self, candidates: list[Candidate], rows: list[int], state: object | None) -> None:
         """Puts the rows' decoded candidates into the list; `state` is their parent's."""
-        latents, finite = torch.stack([candidates[row].prediction for row in rows]), []
+        together, finite = tuple(candidates[row].prediction for row in rows), []
+        latents = torch.stack(together)
         videos = StreamingWanDecoder(self.pipe.vae).continuations(latents, state)
         for row, (video, new_state) in zip(rows, videos, strict=True):
             frames = to_uint8(video)
             picture = thumbnail(frames) if self.plan.request.trace_thumbnails else None
-            candidates[row] = replace(candidates[row], frames=frames, decoder_state=new_state, thumbnail=picture)
+            batch = together if not self.pipe.vae.use_slicing else (candidates[row].prediction,)
+            decoded = {"frames": frames, "decoder_state": new_state, "decoded_with": batch}
+            candidates[row] = replace(candidates[row], **decoded, thumbnail=picture)
             finite.append(torch.isfinite(video).all())
         for row, is_finite in zip(rows, torch.stack(finite).tolist(), strict=True):
             if not is_finite:

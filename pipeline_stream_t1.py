@@ -27,6 +27,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from .chunk_steps import ChunkSteps
+from .identity import made_with
+from .kept_runs import KeptRunsMixin
 from .loaders.folder import FolderMixin
 from .loaders.hooks import HooksMixin
 from .models.alignment import align_weights_for
@@ -60,6 +62,7 @@ from .search.request import StreamRequest, VideoRequest
 from .search.request_checks import check_texts
 from .search.reward_pruning import mean_score, order_by
 from .search.running import RunningMixin, SearchInterrupted
+from .search.saved_run import check_new
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
 from .search.trace import ChunkTrace, FinalTrace
 
@@ -78,7 +81,7 @@ SAVED_AS = {
 }
 
 
-class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline, WanLoraLoaderMixin):
+class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline, WanLoraLoaderMixin):
     """Text to video, chunk by chunk, with a search over candidates at every chunk.
 
     Every component may be None where a call does not need it: `text_encoder` and `tokenizer` with `prompt_embeds`,
@@ -108,6 +111,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _callback_tensor_inputs = ["latents", "prompt_embeds"]
     _exclude_from_cpu_offload = ["image_reward", "video_reward"]  # where the models run is not for a reward to say
+    _version = __version__
     _optional_components = ["tokenizer", "text_encoder", "transformer", "vae", "image_reward", "video_reward"]
 
     def __init__(
@@ -214,7 +218,11 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             NoCandidateLeftError: all candidates of a chunk were lost.
         """
         plan, self._interrupt = self._loaded(self._plan(request)), False
-        searches = self._searches(plan)
+        return self._videos_of(self._searches(plan))
+
+    def _videos_of(self, searches: list[PromptSearch]) -> StreamT1PipelineOutput | tuple:
+        """Brings the searches of a call to their end."""
+        request = searches[0].plan.request
         try:
             self._run(searches)
         except BaseException as error:
@@ -259,6 +267,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         Raises:
             ValueError, TypeError: as `__call__`; there is more than one prompt.
         """
+        if request.save_to is not None:
+            raise ValueError("`save_to` keeps the run of a call or a stream; `steps` is for a loop of one's own.")
         plan, self._interrupt = self._loaded(self._plan(request, of_one="steps")), False
         (search,) = self._searches(plan)
         return self._chunk_steps(search), search.beams
@@ -351,6 +361,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     def _loaded(self, plan: SearchPlan) -> SearchPlan:
         """The plan with the rewards that it names, after everything else was found right."""
         device, request = plan.device, plan.request
+        if request.save_to is not None:
+            check_new(request.save_to)
         loaded = replace(
             plan,
             image_reward=loaded_reward("image_reward", plan.image_reward, device),
@@ -365,12 +377,15 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             warn_of_missed(missed, self.config.reward_sources or {})
         return loaded
 
-    def _searches(self, plan: SearchPlan) -> list[PromptSearch]:
-        """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
-        request = plan.request
-        self.begin_step(plan.num_steps, None, request.attention_kwargs)
+    def _begin(self, plan: SearchPlan) -> None:
+        self.begin_step(plan.num_steps, None, plan.request.attention_kwargs)
         if plan.device.type == "cpu":
             align_weights_for(plan, (self.text_encoder, self.transformer, self.vae), own=self._own_models)
+
+    def _searches(self, plan: SearchPlan) -> list[PromptSearch]:
+        """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
+        self._begin(plan)
+        request, made = plan.request, made_with(self, plan)
         prompt_embeds = request.prompt_embeds
         if prompt_embeds is None:
             prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
@@ -382,19 +397,24 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             noise = None if request.latents is None else request.latents[row]
             inputs = PromptPlan(plan, seeds, prompt, reward_prompt, noise)
             first = Prompt(prompt_embeds[row : row + 1])
-            searches.append(PromptSearch(inputs, first, inputs.new_trace(__version__), [Beam(ChunkMemory())]))
+            trace = inputs.new_trace(__version__, None if generator is None else generator.initial_seed(), made)
+            searches.append(PromptSearch(inputs, first, trace, [Beam(ChunkMemory())], first.embeds.cpu()))
+        if request.save_to is not None:
+            self._keep(searches, request.save_to)
         return searches
 
     def _run(self, searches: list[PromptSearch]) -> None:
         """The searches one after the other. Ctrl-C and interrupts end them with the chunks that are finished."""
         with self._chunk_bar(sum(search.plan.num_chunks for search in searches)) as progress:
+            progress.update(sum(search.chunk_index for search in searches))
             try:
                 for search in searches:
                     while not search.is_finished:
                         if not self._advance(search, is_first=not any(each.chunk_index for each in searches)):
                             return
                         progress.update()
-                    self._finish(search)
+                    if search.trace.final is None:
+                        self._finish(search)
             except KeyboardInterrupt:
                 num_chunks = sum(search.chunk_index for search in searches)
                 if num_chunks == 0:
@@ -454,7 +474,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             beams = [replace(beam, log_weight=weight) for beam, weight in zip(beams, log_weights, strict=True)]
         record = ChunkTrace.of(records, beams, search.plan.fusion_weight(search.chunk_index), steps.work)
         search.prompt = steps.next_prompt
-        search.finish_chunk(beams, record, monitored)
+        search.finish_chunk(beams, record, monitored, survivors)
         return True
 
     def _choose(self, search: PromptSearch, steps: ChunkSteps) -> Choice:
@@ -502,7 +522,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     def _finish(self, search: PromptSearch) -> None:
         """Orders the beams of a whole video."""
         search.release()
-        search.trace = replace(search.trace, final=self._order_beams(search))
+        search.finish(self._order_beams(search))
 
     def _order_beams(self, search: PromptSearch) -> FinalTrace:
         """The last beams, best first."""

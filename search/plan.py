@@ -1,7 +1,7 @@
 """What the searches of a call have in common."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -120,10 +120,19 @@ class PromptPlan:
     def reward_words(self) -> str:
         return self.reward_prompt or ""
 
-    def new_trace(self, version: str) -> "trace.SearchTrace":
-        """The record of a search that has not begun."""
-        words = {"prompt": self.words, "reward_prompt": self.reward_prompt}
-        return trace.SearchTrace({**words, **self.plan.as_config()}, self.seeds[0], self.plan.fps, version, chunks=[])
+    def new_trace(
+        self, version: str, call_seed: int | None = None, made_with: "dict[str, trace.Json] | None" = None
+    ) -> "trace.SearchTrace":
+        """The record of a search that has not begun.
+
+        Args:
+            version: of this project.
+            call_seed: of the generator that gave the bases.
+            made_with: model, rewards, dtype, device and versions.
+        """
+        config = {"prompt": self.words, "reward_prompt": self.reward_prompt, **self.plan.as_config()}
+        record = trace.SearchTrace(config, self.seeds[0], self.plan.fps, version, chunks=[])
+        return replace(record, call_seed=call_seed, seeds=list(self.seeds), made_with=made_with or {})
 
 
 def check_plan(plan: SearchPlan) -> None:

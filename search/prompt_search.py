@@ -1,12 +1,12 @@
 """One prompt's search as it stands: its beams after the last finished chunk, and the record so far."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers.utils import logging
 
-from . import beam, choice, plan, reward_pruning, trace
+from . import beam, choice, plan, reward_pruning, saved_run, trace
 
 logger = logging.get_logger(__name__)
 
@@ -19,6 +19,9 @@ class PromptSearch:
     prompt: object  # as the transformer reads it; a callback may replace it
     trace: "trace.SearchTrace"
     beams: "list[beam.Beam]"  # best first
+    first_prompt: torch.Tensor | None = None  # (1, L, text dim), as the first chunk reads it
+    kept: "list[saved_run.KeptChunk]" = field(default_factory=list)  # every chunk's, if the run is kept in a file
+    file: "saved_run.RunFile | None" = None  # of all searches of the call
 
     @property
     def plan(self) -> "plan.SearchPlan":
@@ -51,13 +54,35 @@ class PromptSearch:
         return self.beams[candidate.parent].latents[self.chunk_index - lag]
 
     def finish_chunk(
-        self, beams: "list[beam.Beam]", record: "trace.ChunkTrace", monitored: dict[str, list[float | None]]
+        self,
+        beams: "list[beam.Beam]",
+        record: "trace.ChunkTrace",
+        monitored: dict[str, list[float | None]],
+        survivors: "Sequence[beam.Candidate]" = (),
     ) -> None:
-        """Goes on to the next chunk. An endless stream keeps the records of the last chunks alone."""
+        """Goes on to the next chunk. An endless stream keeps the records of the last chunks alone.
+
+        Args:
+            survivors: the candidates from which the beams grew, for the file of a run that has one.
+
+        Raises:
+            ValueError, OSError: the file can't keep one of them, or can't be written.
+        """
         self.beams = beams
         self.trace.add(record, monitored)
         if self.plan.is_endless:
             self.trace.keep_last(self.plan.num_chunks)
+        if self.file is not None:
+            last, prompt = self.kept[-1].prompt if self.kept else self.first_prompt, self.prompt.embeds.cpu()
+            prompt = last if torch.equal(prompt, last) else prompt
+            self.kept.append(saved_run.KeptChunk.of(survivors, beams, prompt))
+            self.file.write()
+
+    def finish(self, final: "trace.FinalTrace") -> None:
+        """Enters the order of a whole video's beams."""
+        self.trace = replace(self.trace, final=final)
+        if self.file is not None:
+            self.file.write()
 
     def num_settled(self, num_before: int) -> int:
         """How many of the video's first chunks all beams share: they can change no more. `num_before` do."""

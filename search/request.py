@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from os import PathLike
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from . import (
     memory_sinking,
     noise_propagation,
     policy_config,
+    recorded,
     request_checks,
 )
 
@@ -72,6 +74,8 @@ class VideoRequest:
         callback_on_chunk_end: `f(pipe, chunk_index, {"candidates": [...], "kept": [...]}) -> dict or None`. `kept` are
             indices into `candidates`, best first; a returned `kept` replaces the choice.
         trace_thumbnails: keep a small picture of every candidate in the trace.
+        save_to: a file, not there yet, that is written anew after every chunk, so that `pipe.resume` goes on with a
+            run that was stopped, bit for bit, or makes a finished one longer.
     """
 
     prompt: str | list[str] | None = None
@@ -108,6 +112,7 @@ class VideoRequest:
     max_lag: int | None = None
     callback_on_chunk_end: Callable | None = None
     trace_thumbnails: bool = False
+    save_to: "str | PathLike | None" = None
 
     def __post_init__(self) -> None:
         """
@@ -329,8 +334,18 @@ class VideoRequest:
     def as_config(self) -> dict[str, object]:
         """The numbers of the search that a trace keeps."""
         names = ("noise_correlation", "short_weight_cap", "score_normalization", "reward_window", "candidate_seeds")
-        names += ("final_selection", "num_videos_per_prompt", "max_lag")
-        return {name: getattr(self, name) for name in names}
+        names += ("final_selection", "num_videos_per_prompt", "max_lag", "max_sequence_length", "attention_kwargs")
+        config = {name: getattr(self, name) for name in names}
+        config["attention_kwargs"] = recorded.as_config(self.attention_kwargs)
+        return {**config, "given": self.given_inputs()}
+
+    def given_inputs(self) -> list[str]:
+        """The arguments that shape the video and that no trace holds."""
+        given = [
+            name for name in ("prompt_embeds", "latents", "callback_on_step_end") if getattr(self, name) is not None
+        ]
+        has_tensors = any(torch.is_tensor(value) for value in (self.attention_kwargs or {}).values())
+        return given + ["attention_kwargs"] * has_tensors
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -360,6 +375,11 @@ class StreamRequest(VideoRequest):
             self._keep("horizon", geometry.whole_number("horizon", self.horizon, least=1))
             if self.latents is not None:
                 raise ValueError("`latents` is the noise of a whole video, and an endless stream has no whole.")
+        if self.save_to is not None and self.num_frames is None:
+            raise ValueError(
+                f"`save_to` is {str(self.save_to)!r}, and an endless stream has no end that a file could keep; give "
+                "`num_frames`."
+            )
         if self.num_videos_per_prompt > 1:
             raise ValueError(
                 f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `stream` is for one video of one "

@@ -32,9 +32,10 @@ from stream_t1.evaluation.results import (
     new_row,
     read_rows,
 )
-from stream_t1.evaluation.running import Evaluation, fingerprint, share_of
+from stream_t1.evaluation.running import Evaluation, share_of
 from stream_t1.evaluation.statistics import difference, estimate
 from stream_t1.evaluation.suites import Suite, comparison, read_prompts
+from stream_t1.models.fingerprint import fingerprint
 from stream_t1.search.files import new_file
 
 TASKS = (("a red circle", 1), ("a blue cross", 2), ("a green triangle", 3))
