@@ -67,10 +67,10 @@ SEED_MODES: dict[str, Callable[[int, int, int, int, int], int]] = {
 }
 
 
-def search_seed(seed: int, chunk_index: int) -> int:
-    """For a search's own draws at a chunk: the last of the streams that candidates could have."""
+def search_seed(seed: int, chunk_index: int, attempt: int = 0) -> int:
+    """For a search's own draws at an attempt to make a chunk: of the last of the streams that candidates could have."""
     last_beam, last_candidate = ((1 << STREAM_BITS[name]) - 1 for name in ("beam", "candidate"))
-    return independent_seed(seed, chunk_index, last_beam, last_candidate, seed)
+    return independent_seed(seed, chunk_index, last_beam, last_candidate - attempt, seed)
 
 
 def base_seed(generator: torch.Generator | None, mode: str) -> int:
