@@ -33,8 +33,8 @@ from .search.geometry import whole_number
 from .search.memory_sinking import decided_route, make_room
 from .search.noise_propagation import SEED_MODES, candidate_generator, draw_noise, propagate_noise, search_seed
 from .search.plan import PromptPlan
-from .search.prompt_search import Attempts
 from .search.policy_config import policy_positions
+from .search.prompt_search import Attempts
 from .search.request_checks import check_float_tensor, check_prompt_embeds
 from .search.reward_pruning import fused_score, normalize_scores
 from .search.running import SearchInterrupted
@@ -97,6 +97,11 @@ class ChunkSteps:
     def prompt(self) -> str | None:
         """The prompt in words; None where there are only embeddings."""
         return self.inputs.words
+
+    @property
+    def prompt_embeds(self) -> torch.Tensor:
+        """(1, L, D): the prompt as the transformer reads it."""
+        return self._prompts.last.embeds
 
     @property
     def next_prompt(self) -> Prompt:

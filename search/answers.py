@@ -35,8 +35,8 @@ def check_choice(
     Raises:
         TypeError: it is no `Choice` of candidates.
         ValueError: it keeps nothing, too many, what is not there, was lost, is unfinished, has no score or is of
-            another chunk, or has other weights than beams; or it goes back too far, or keeps something then. Nothing is
-            raised when every candidate was lost: then `kept` is empty.
+            another chunk, or has other weights than beams; or it goes back too far, or keeps something then. Nothing
+            is raised when every candidate was lost: then `kept` is empty.
     """
     if not all(hasattr(made, part) for part in ("candidates", "kept", "log_weights", "reserve", "back", "notes")):
         raise TypeError(f"{name} gave a {type(made).__name__}; a search gives a `Choice(candidates, kept)`.")

@@ -14,8 +14,9 @@ A search is a callable, called once per chunk with `(steps, beams)`, that gives 
 - `check(num_steps, num_chunks)`: raises ValueError for a run that it cannot serve; `num_chunks` is None for an endless
   stream;
 - `depth`: chunks that it may go back, by `Choice(..., back=n)`; absent, 0;
-- `work(chunk_index, num_parents)`, or `work(chunk_index, num_parents, num_chunks)` where the end matters: the least and
-  the most `SearchWork` of a chunk, for estimates.
+- `scales`: the name of its number that a larger budget makes larger; absent, it has none;
+- `work(chunk_index, num_parents)`, or `work(chunk_index, num_parents, num_chunks)` where the end matters: the least
+  and the most `SearchWork` of a chunk, for estimates.
 """
 
 import inspect
