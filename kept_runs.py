@@ -165,18 +165,21 @@ class KeptRunsMixin:
         inputs = PromptPlan(plan, seeds, request.prompts()[row], request.reward_prompts()[row], noise)
         monitors = {name: list(values) for name, values in kept.trace.monitors.items()}
         trace = inputs.new_trace(self._version, call_seed, made)
-        trace = replace(trace, chunks=list(kept.trace.chunks), monitors=monitors)
+        trace = replace(trace, chunks=list(kept.trace.chunks), given_up=list(kept.trace.given_up), monitors=monitors)
         num_chunks = len(kept.chunks)
         is_over = plan.is_last(num_chunks - 1)
-        beams, prompt = self._beams_again(inputs, kept, is_over)
+        lists = self._beams_again(inputs, kept, is_over)
+        beams, prompt = lists[-1]
         if is_over:
             trace = replace(trace, final=kept.trace.final)
         elif num_chunks == kept.trace.config["num_chunks"]:  # what was the last chunk is remembered only now
             trace.chunks[-1] = trace.chunks[-1].remembered(beams)
-        return PromptSearch(inputs, prompt, trace, beams, kept.prompt, kept=list(kept.chunks))
+        search = PromptSearch(inputs, prompt, trace, beams, older=tuple(lists[:-1]), attempts=dict(kept.attempts))
+        search.first_prompt, search.kept = kept.prompt, list(kept.chunks)
+        return search
 
-    def _beams_again(self, inputs: PromptPlan, kept: KeptPrompt, is_over: bool) -> tuple[list[Beam], Prompt]:
-        """The last chunk's beams, and the prompt that the next chunk reads.
+    def _beams_again(self, inputs: PromptPlan, kept: KeptPrompt, is_over: bool) -> list[tuple[list[Beam], Prompt]]:
+        """The beams after the last chunk, and those to which the search may go back, with the next chunk's prompts.
 
         Args:
             is_over: whether no chunk comes after them, so that nothing has to be remembered.
@@ -184,8 +187,9 @@ class KeptRunsMixin:
         device, dtype = inputs.plan.device, inputs.plan.dtype
         beams, embeds = [Beam(RELEASED if is_over else ChunkMemory())], kept.prompt
         prompt = Prompt(embeds.to(device, dtype))
-        before: list[int] = [0]
-        for index, (chunk, rows) in enumerate(zip(kept.chunks, wanted_rows(kept.chunks), strict=True)):
+        num_older = 0 if is_over else min(kept.num_older, inputs.plan.depth)
+        before, lists = [0], [(beams, prompt)]
+        for index, (chunk, rows) in enumerate(zip(kept.chunks, wanted_rows(kept.chunks, num_older), strict=True)):
             if chunk.prompt is not embeds:
                 embeds = chunk.prompt
                 prompt = Prompt(embeds.to(device, dtype))
@@ -197,8 +201,8 @@ class KeptRunsMixin:
             grown = steps.commit(beams, survivors) if grown is None else grown
             told = [(chunk.lineages[row], chunk.log_weights[row]) for row in rows]
             beams = [replace(b, lineage=own, log_weight=w) for b, (own, w) in zip(grown, told, strict=True)]
-            before = rows
-        return beams, prompt
+            before, lists = rows, [*lists, (beams, prompt)][-1 - num_older :]
+        return lists
 
 
 def _decoded_again(steps: ChunkSteps, beams: Sequence[Beam], survivors: Sequence[Candidate]) -> list[Candidate]:

@@ -10,7 +10,7 @@ Axes: C channels, F latent frames, h and w latent height and width, L text token
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -109,13 +109,16 @@ def _moved(candidate: "beam.Candidate", device: torch.device, moved: dict[int, t
     )
 
 
-def wanted_rows(chunks: Sequence[KeptChunk]) -> list[list[int]]:
-    """Rows of every chunk's survivors from which the last chunk's beams grew, in order."""
+def wanted_rows(chunks: Sequence[KeptChunk], num_older: int) -> list[list[int]]:
+    """Rows of every chunk's survivors, in order: all of the last chunk's and of `num_older` before it.
+
+    Of earlier chunks those from which these grew.
+    """
     rows: list[list[int]] = []
-    wanted = set(range(len(chunks[-1].survivors))) if chunks else set()
-    for chunk in reversed(chunks):
-        rows.append(sorted(wanted))
-        wanted = {chunk.survivors[row].parent for row in wanted}
+    wanted: set[int] = set()
+    for place, chunk in enumerate(reversed(chunks)):
+        rows.append(list(range(len(chunk.survivors))) if place <= num_older else sorted(wanted))
+        wanted = {chunk.survivors[row].parent for row in rows[-1]}
     return rows[::-1]
 
 
@@ -127,15 +130,18 @@ class KeptPrompt:
     prompt: torch.Tensor  # (1, L, text dim), as the first chunk reads it
     chunks: tuple[KeptChunk, ...]
     trace: "trace.SearchTrace"
+    num_older: int  # chunks that the search may go back to
+    attempts: "dict[int, prompt_search.Attempts]"  # by chunk, of those that were given up
 
     def cut(self, num_chunks: int) -> "KeptPrompt":
-        """The search as it was after so many chunks."""
+        """The search as it was after so many chunks, if it never went back."""
         record = self.trace
         if num_chunks >= len(self.chunks):
             return self
         monitors = {name: values[:num_chunks] for name, values in record.monitors.items()}
-        record = replace(record, chunks=record.chunks[:num_chunks], monitors=monitors, final=None)
-        return replace(self, chunks=self.chunks[:num_chunks], trace=record)
+        given_up = [each for each in record.given_up if each.chunk < num_chunks]
+        record = replace(record, chunks=record.chunks[:num_chunks], monitors=monitors, given_up=given_up, final=None)
+        return replace(self, chunks=self.chunks[:num_chunks], trace=record, num_older=num_chunks, attempts={})
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +224,8 @@ class RunFile:
             "prompt": store.name(search.first_prompt),
             "chunks": [_chunk_json(chunk, store) for chunk in search.kept],
             "trace": search.trace.as_json(),
+            "num_older": len(search.older),
+            "attempts": {str(index): asdict(each) for index, each in search.attempts.items()},
         }
 
 
@@ -342,6 +350,8 @@ def _read_prompt(content: "dict[str, trace.Json]", tensors: dict[str, torch.Tens
         prompt=tensors[content["prompt"]],
         chunks=tuple(_read_chunk(chunk, tensors) for chunk in content["chunks"]),
         trace=trace.SearchTrace.from_json(content["trace"]),
+        num_older=content["num_older"],
+        attempts={int(index): prompt_search.Attempts(**each) for index, each in content["attempts"].items()},
     )
 
 
