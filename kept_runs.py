@@ -17,6 +17,7 @@ from .identity import check_same_model, check_same_rewards, made_with
 from .models.memory import ChunkMemory
 from .models.prompt import Prompt
 from .search.beam import RELEASED, Beam, Candidate
+from .search.kept_settings import asked_again
 from .search.noise_propagation import base_seed
 from .search.outputs import StreamT1PipelineOutput
 from .search.plan import PromptPlan, SearchPlan
@@ -24,7 +25,7 @@ from .search.prompt_search import PromptSearch
 from .search.recorded import as_config
 from .search.repeated import Repeated, check_repeatable, policy_of
 from .search.request import VideoRequest
-from .search.saved_run import KeptPrompt, RunFile, SavedRun, asked_again, read_run, wanted_rows
+from .search.saved_run import KeptPrompt, RunFile, SavedRun, read_run, wanted_rows
 from .search.trace import Json, SearchTrace
 
 OUTPUT = ("output_type", "return_dict", "save_to")
@@ -194,7 +195,8 @@ class KeptRunsMixin:
                 embeds = chunk.prompt
                 prompt = Prompt(embeds.to(device, dtype))
             steps = ChunkSteps(self, inputs, prompt, index)
-            survivors = chunk.on(device, rows, {parent: place for place, parent in enumerate(before)})
+            places = {parent: place for place, parent in enumerate(before)}
+            survivors = chunk.again(index, rows, places, device)
             if inputs.plan.has_pixels:
                 survivors = _decoded_again(steps, beams, survivors)
             grown = [each.extend(beams[each.parent]) for each in survivors] if is_over else None

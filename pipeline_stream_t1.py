@@ -398,7 +398,7 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
             inputs = PromptPlan(plan, seeds, prompt, reward_prompt, noise)
             first = Prompt(prompt_embeds[row : row + 1])
             trace = inputs.new_trace(__version__, None if generator is None else generator.initial_seed(), made)
-            embeds = first.embeds.cpu()
+            embeds = first.embeds.cpu().clone()
             searches.append(PromptSearch(inputs, first, trace, [Beam(ChunkMemory())], first_prompt=embeds))
         if request.save_to is not None:
             self._keep(searches, request.save_to)

@@ -10,41 +10,48 @@ Axes: C channels, F latent frames, h and w latent height and width, L text token
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from . import beam, files, geometry, policy_config, prompt_search, request, shipped, trace
+from . import beam, files, geometry, kept_settings, prompt_search, trace
 
 FORMAT = 1
 TAG = "stream_t1_run"
+PLAIN = ("parent", "seed", "number", "short", "long", "score", "route")  # of a candidate, kept as they are
 ADVICE = "Name another file, or move that one."
-UNKEPT = ("generator", "save_to", "prompt_embeds", "horizon")  # arguments that are not needed again, or kept otherwise
-GIVEN_AGAIN = (  # arguments that may be what no file holds
-    "search",
-    "memory",
-    "image_reward",
-    "video_reward",
-    "monitors",
-    "attention_kwargs",
-    "callback_on_step_end",
-    "callback_on_chunk_end",
-)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptCandidate:
+    """What is kept of a candidate; rows are of its chunk's tensors."""
+
+    parent: int
+    seed: int
+    number: int
+    short: float | None
+    long: float | None
+    score: float | None
+    route: str | None
+    noise: int  # row
+    latents: int  # row
+    decoded_with: tuple[int, ...]  # rows: the latents of the batch that was decoded, its own among them
 
 
 @dataclass(frozen=True, eq=False)
 class KeptChunk:
     """What one chunk added to the kept beams, best first. Its tensors are on the CPU."""
 
-    survivors: "tuple[beam.Candidate, ...]"  # without what is made again; one may be there twice
-    lineages: tuple[tuple[int, int] | None, ...]  # of the beams that grew from them
+    candidates: tuple[KeptCandidate, ...]  # that were kept, each once
+    kept: tuple[int, ...]  # indices of candidates, one per beam
+    lineages: tuple[tuple[int, int] | None, ...]  # of the beams
     log_weights: tuple[float, ...]
     prompt: torch.Tensor  # (1, L, text dim), as its clean pass read it
+    tensors: dict[str, torch.Tensor]  # "latents" (rows, C, F, h, w) and "noise" (rows, F, C, h, w)
 
     @classmethod
     def of(
@@ -55,58 +62,70 @@ class KeptChunk:
         Raises:
             ValueError: a candidate has a memory of the search's own, which no clean pass makes again.
         """
-        for candidate in survivors:
+        unique = list({id(each): each for each in survivors}.values())
+        latents: dict[int, torch.Tensor] = {}
+        for candidate in unique:
             if "memory" in candidate.own:
                 raise ValueError(
                     f"Chunk {candidate.chunk_index}: {candidate} has a memory that the search put in, which no clean "
                     "pass makes again, so `save_to` can't keep this run. Leave `save_to` out, or use another search."
                 )
-        moved: dict[int, torch.Tensor] = {}
-        kept: dict[int, beam.Candidate] = {}
-        for candidate in survivors:
-            if id(candidate) not in kept:
-                kept[id(candidate)] = _moved(_bare(candidate), torch.device("cpu"), moved)
-        lineages = tuple(each.lineage for each in beams)
-        weights = tuple(each.log_weight for each in beams)
-        return cls(tuple(kept[id(each)] for each in survivors), lineages, weights, prompt)
+            latents |= {id(each): each for each in (*candidate.decoded_with, candidate.prediction)}
+        rows = {key: row for row, key in enumerate(latents)}
+        return cls(
+            candidates=tuple(
+                KeptCandidate(
+                    **{name: getattr(candidate, name) for name in PLAIN},
+                    noise=row,
+                    latents=rows[id(candidate.prediction)],
+                    decoded_with=tuple(rows[id(each)] for each in candidate.decoded_with),
+                )
+                for row, candidate in enumerate(unique)
+            ),
+            kept=tuple(next(row for row, each in enumerate(unique) if each is one) for one in survivors),
+            lineages=tuple(each.lineage for each in beams),
+            log_weights=tuple(each.log_weight for each in beams),
+            prompt=prompt,
+            tensors={
+                "latents": torch.stack(list(latents.values())).cpu(),
+                "noise": torch.stack([each.noise.cpu() for each in unique]),
+            },
+        )
 
-    def on(self, device: torch.device, rows: Sequence[int], parents: Mapping[int, int]) -> "list[beam.Candidate]":
-        """Some of its candidates, with their latents on a device; those that are one stay one.
+    def as_json(self) -> dict[str, object]:
+        """All but its tensors."""
+        return {name: getattr(self, name) for name in ("candidates", "kept", "lineages", "log_weights")}
+
+    def parent(self, row: int) -> int:
+        """The beam before this chunk, best first, from which one after it grew."""
+        return self.candidates[self.kept[row]].parent
+
+    def again(
+        self, chunk_index: int, rows: Sequence[int], parents: Mapping[int, int], device: torch.device
+    ) -> "list[beam.Candidate]":
+        """Finished candidates of some beams, with their latents on a device. What was one is one again.
 
         Args:
-            rows: of the candidates.
+            rows: of the beams.
             parents: places of their parents, by their index among all beams.
         """
-        moved: dict[int, torch.Tensor] = {}
-        placed: dict[int, beam.Candidate] = {}
-        for row in rows:
-            candidate = self.survivors[row]
-            if id(candidate) not in placed:
-                noise = candidate.noise  # stays on the CPU, where noise is drawn
-                parent = parents[candidate.parent]
-                placed[id(candidate)] = replace(_moved(candidate, device, moved), noise=noise, parent=parent)
-        return [placed[id(self.survivors[row])] for row in rows]
-
-
-def _bare(candidate: "beam.Candidate") -> "beam.Candidate":
-    """A finished candidate without what is made again, or in the trace."""
-    drawn = {"renoise": (), "drawn": (), "step": 1, "noisy": None}
-    made = {"frames": None, "decoder_state": None, "thumbnail": None, "parts": {}}
-    return replace(candidate, **drawn, **made)
-
-
-def _moved(candidate: "beam.Candidate", device: torch.device, moved: dict[int, torch.Tensor]) -> "beam.Candidate":
-    """The candidate with its tensors on a device; what is one tensor stays one."""
-
-    def move(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in moved:
-            moved[id(tensor)] = tensor.to(device)
-        return moved[id(tensor)]
-
-    together = tuple(move(each) for each in candidate.decoded_with)
-    return replace(
-        candidate, noise=move(candidate.noise), prediction=move(candidate.prediction), decoded_with=together
-    )
+        latents = [row.clone() for row in self.tensors["latents"].to(device)]
+        noise = [row.clone() for row in self.tensors["noise"]]  # on the CPU, where noise is drawn
+        made: dict[int, beam.Candidate] = {}
+        for index in dict.fromkeys(self.kept[row] for row in rows):
+            kept = self.candidates[index]
+            plain = {name: getattr(kept, name) for name in PLAIN[1:]}
+            made[index] = beam.Candidate(
+                parent=parents[kept.parent],
+                noise=noise[kept.noise],
+                renoise=(),
+                chunk_index=chunk_index,
+                step=1,
+                prediction=latents[kept.latents],
+                decoded_with=tuple(latents[row] for row in kept.decoded_with),
+                **plain,
+            )
+        return [made[self.kept[row]] for row in rows]
 
 
 def wanted_rows(chunks: Sequence[KeptChunk], num_older: int) -> list[list[int]]:
@@ -117,8 +136,8 @@ def wanted_rows(chunks: Sequence[KeptChunk], num_older: int) -> list[list[int]]:
     rows: list[list[int]] = []
     wanted: set[int] = set()
     for place, chunk in enumerate(reversed(chunks)):
-        rows.append(list(range(len(chunk.survivors))) if place <= num_older else sorted(wanted))
-        wanted = {chunk.survivors[row].parent for row in rows[-1]}
+        rows.append(list(range(len(chunk.kept))) if place <= num_older else sorted(wanted))
+        wanted = {chunk.parent(row) for row in rows[-1]}
     return rows[::-1]
 
 
@@ -148,7 +167,6 @@ class KeptPrompt:
 class SavedRun:
     """What a file holds."""
 
-    version: str  # of this project
     settings: "dict[str, trace.Json]"  # arguments of the call, but those of `given`
     given: list[str]  # arguments that no file holds, and that `resume` is given again
     levels: list[float]  # sigma of every step, after the shift
@@ -191,15 +209,16 @@ class RunFile:
     ) -> None:
         self.path, self.searches, self.is_new = path, searches, is_new
         plan = searches[0].plan
-        settings, given = kept_settings(plan.request)
+        settings, given = kept_settings.as_kept(plan.request)
         self._content = {
             "format": FORMAT,
             "version": version,
             "settings": settings,
             "given": given,
-            "levels": list(plan.levels[:-1]),
+            "levels": plan.levels[:-1],
         }
-        self._latents = plan.request.latents
+        latents = plan.request.latents
+        self._latents = None if latents is None else latents.cpu().contiguous()
 
     def write(self) -> None:
         """Writes the file anew; it appears whole or not at all.
@@ -207,67 +226,38 @@ class RunFile:
         Raises:
             OSError: it can't be written; what was there is as it was.
         """
-        store = _Tensors()
-        content = {
-            **self._content,
-            "latents": None if self._latents is None else store.name(self._latents.cpu()),
-            "prompts": [self._prompt(search, store) for search in self.searches],
-        }
-        text = json.dumps(content, allow_nan=False, default=lambda number: number.item())
-        with files.new_file(self.path, replace=not self.is_new, advice=advice_for(self.path)) as partial:
-            save_file(store.tensors, partial, metadata={TAG: text})
+        tensors = {} if self._latents is None else {"latents": self._latents}
+        prompts = [_prompt_json(search, f"prompts.{row}", tensors) for row, search in enumerate(self.searches)]
+        text = json.dumps({**self._content, "prompts": prompts}, allow_nan=False, default=_plain)
+        advice = advice_for(self.path) if self.is_new else ADVICE
+        with files.new_file(self.path, replace=not self.is_new, advice=advice) as partial:
+            save_file(tensors, partial, metadata={TAG: text})
         self.is_new = False
 
-    def _prompt(self, search: "prompt_search.PromptSearch", store: "_Tensors") -> "dict[str, trace.Json]":
-        return {
-            "seeds": list(search.inputs.seeds),
-            "prompt": store.name(search.first_prompt),
-            "chunks": [_chunk_json(chunk, store) for chunk in search.kept],
-            "trace": search.trace.as_json(),
-            "num_older": len(search.older),
-            "attempts": {str(index): asdict(each) for index, each in search.attempts.items()},
-        }
+
+def _plain(value: object) -> object:
+    """A data class as a dict, without the copies of `asdict`; a number of numpy's as Python's."""
+    return vars(value) if is_dataclass(value) else value.item()
 
 
-class _Tensors:
-    """Tensors under short names; what is one tensor has one."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, torch.Tensor] = {}
-        self._names: dict[int, str] = {}
-        self._kept: list[torch.Tensor] = []  # so that no id is given to another one
-
-    def name(self, tensor: torch.Tensor) -> str:
-        if id(tensor) not in self._names:
-            name = f"t{len(self._names)}"
-            is_whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-            self.tensors[name] = tensor if is_whole else tensor.clone(memory_format=torch.contiguous_format)
-            self._names[id(tensor)] = name
-            self._kept.append(tensor)
-        return self._names[id(tensor)]
-
-
-# Fields of a candidate that a file keeps as they are.
-PLAIN = ("parent", "seed", "chunk_index", "number", "short", "long", "score", "route")
-
-
-def _chunk_json(chunk: KeptChunk, store: _Tensors) -> "dict[str, trace.Json]":
-    unique = list({id(each): each for each in chunk.survivors}.values())
+def _prompt_json(
+    search: "prompt_search.PromptSearch", name: str, tensors: dict[str, torch.Tensor]
+) -> dict[str, object]:
+    """One prompt's search, with its tensors put under names that begin with `name`."""
+    embeds, chunks = [search.first_prompt], []
+    for index, chunk in enumerate(search.kept):
+        if chunk.prompt is not embeds[-1]:
+            embeds.append(chunk.prompt)
+        tensors |= {f"{name}.chunks.{index}.{kind}": tensor for kind, tensor in chunk.tensors.items()}
+        chunks.append({**chunk.as_json(), "prompt": len(embeds) - 1})
+    tensors |= {f"{name}.embeds.{index}": tensor for index, tensor in enumerate(embeds)}
     return {
-        "candidates": [
-            {
-                **{name: getattr(candidate, name) for name in PLAIN},
-                "lineage": candidate.lineage,
-                "noise": store.name(candidate.noise),
-                "latents": store.name(candidate.prediction),
-                "decoded_with": [store.name(each) for each in candidate.decoded_with],
-            }
-            for candidate in unique
-        ],
-        "kept": [next(row for row, each in enumerate(unique) if each is kept) for kept in chunk.survivors],
-        "lineages": chunk.lineages,
-        "log_weights": chunk.log_weights,
-        "prompt": store.name(chunk.prompt),
+        "seeds": search.inputs.seeds,
+        "num_embeds": len(embeds),
+        "chunks": chunks,
+        "trace": search.trace,
+        "num_older": len(search.older),
+        "attempts": search.attempts,
     }
 
 
@@ -319,12 +309,11 @@ def read_run(path: str | PathLike, version: str) -> SavedRun:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     try:
         return SavedRun(
-            version=content["version"],
             settings=content["settings"],
             given=content["given"],
             levels=content["levels"],
-            latents=None if content["latents"] is None else tensors[content["latents"]],
-            prompts=[_read_prompt(each, tensors) for each in content["prompts"]],
+            latents=tensors.get("latents"),
+            prompts=[_read_prompt(each, f"prompts.{row}", tensors) for row, each in enumerate(content["prompts"])],
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is a damaged saved run: {type(error).__name__}, {error}.") from error
@@ -344,153 +333,26 @@ def _header(path: str | PathLike) -> "dict[str, trace.Json]":
     return content
 
 
-def _read_prompt(content: "dict[str, trace.Json]", tensors: dict[str, torch.Tensor]) -> KeptPrompt:
+def _read_prompt(content: "dict[str, trace.Json]", name: str, tensors: dict[str, torch.Tensor]) -> KeptPrompt:
+    embeds = [tensors[f"{name}.embeds.{index}"] for index in range(content["num_embeds"])]
+    chunks = []
+    for index, chunk in enumerate(content["chunks"]):
+        candidates = [{**each, "decoded_with": tuple(each["decoded_with"])} for each in chunk["candidates"]]
+        chunks.append(
+            KeptChunk(
+                candidates=tuple(KeptCandidate(**each) for each in candidates),
+                kept=tuple(chunk["kept"]),
+                lineages=tuple(None if lineage is None else tuple(lineage) for lineage in chunk["lineages"]),
+                log_weights=tuple(chunk["log_weights"]),
+                prompt=embeds[chunk["prompt"]],
+                tensors={kind: tensors[f"{name}.chunks.{index}.{kind}"] for kind in ("latents", "noise")},
+            )
+        )
     return KeptPrompt(
         seeds=tuple(content["seeds"]),
-        prompt=tensors[content["prompt"]],
-        chunks=tuple(_read_chunk(chunk, tensors) for chunk in content["chunks"]),
+        prompt=embeds[0],
+        chunks=tuple(chunks),
         trace=trace.SearchTrace.from_json(content["trace"]),
         num_older=content["num_older"],
         attempts={int(index): prompt_search.Attempts(**each) for index, each in content["attempts"].items()},
     )
-
-
-def _read_chunk(content: "dict[str, trace.Json]", tensors: dict[str, torch.Tensor]) -> KeptChunk:
-    unique = [
-        beam.Candidate(
-            **{name: each[name] for name in PLAIN},
-            lineage=None if each["lineage"] is None else tuple(each["lineage"]),
-            noise=tensors[each["noise"]],
-            renoise=(),
-            step=1,
-            prediction=tensors[each["latents"]],
-            decoded_with=tuple(tensors[name] for name in each["decoded_with"]),
-        )
-        for each in content["candidates"]
-    ]
-    return KeptChunk(
-        tuple(unique[row] for row in content["kept"]),
-        tuple(None if lineage is None else tuple(lineage) for lineage in content["lineages"]),
-        tuple(content["log_weights"]),
-        tensors[content["prompt"]],
-    )
-
-
-def kept_settings(asked: "request.VideoRequest") -> "tuple[dict[str, trace.Json], list[str]]":
-    """The arguments of a call that a file can hold, and the names of those that it can't."""
-    settings, given = {}, []
-    for each in fields(asked):
-        value = getattr(asked, each.name)
-        if each.name in (*UNKEPT, "latents"):
-            continue
-        try:
-            settings[each.name] = _as_kept(value)
-        except TypeError:
-            given.append(each.name)
-    return settings, given
-
-
-def _as_kept(value: object) -> "trace.Json":
-    """A value as JSON.
-
-    Raises:
-        TypeError: it is neither plain, nor a search or a policy that ships, nor loaded from the Hub.
-    """
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not np.isfinite(value):
-        return {"number": str(value)}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.ndarray | np.generic):
-        return _as_kept(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_as_kept(each) for each in value]
-    if isinstance(value, dict):
-        return {"entries": {name: _as_kept(each) for name, each in value.items()}}
-    if isinstance(getattr(value, "source", None), str):
-        return value.source
-    for kind, registry in _registries().items():
-        name = next((name for name, known in registry.items() if _is_of(value, known)), None)
-        if name is not None and is_dataclass(value):
-            numbers = {each.name: _as_kept(getattr(value, each.name)) for each in fields(value) if each.init}
-            return {kind: name, "fields": numbers}
-    raise TypeError(f"a {type(value).__name__} is not kept in a file")
-
-
-def _from_kept(value: "trace.Json") -> object:
-    """The value of `_as_kept`.
-
-    Raises:
-        KeyError, TypeError, ValueError: there is none of this name, or with such fields.
-    """
-    if isinstance(value, list):
-        return [_from_kept(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if "number" in value:
-        return float(value["number"])
-    if "entries" in value:
-        return {name: _from_kept(each) for name, each in value["entries"].items()}
-    kind = next(kind for kind in _registries() if kind in value)
-    return _registries()[kind][value[kind]](**{name: _from_kept(each) for name, each in value["fields"].items()})
-
-
-def _registries() -> dict[str, Mapping[str, type]]:
-    """Classes that a file may name, and no others are ever made from one."""
-    return {"search": shipped.SHIPPED_SEARCHES, "policy": policy_config.SHIPPED_POLICIES}
-
-
-def _is_of(value: object, known: type) -> bool:
-    """Whether a value is of a class, of this copy of the code or of another one."""
-    own = type(value)
-    modules = {each.__module__.rpartition(".")[2] for each in (own, known)}
-    return own.__qualname__ == known.__qualname__ and len(modules) == 1
-
-
-def asked_again(
-    run: SavedRun,
-    path: str | PathLike,
-    num_frames: int | None,
-    changes: Mapping[str, object],
-    changeable: Sequence[str],
-) -> "request.VideoRequest":
-    """The call that a file is of.
-
-    Args:
-        num_frames: of a longer video; None: as long as it was.
-        changes: arguments that `resume` is given, by their names.
-        changeable: those that it may be given, beside what is no shipped class.
-
-    Raises:
-        TypeError, ValueError: something is missing, may not be given, or is not valid.
-    """
-    allowed = dict.fromkeys((*run.given, *GIVEN_AGAIN, *changeable))
-    foreign = [name for name in changes if name not in allowed]
-    if foreign:
-        raise TypeError(
-            f"`resume` was given `{foreign[0]}`, which the saved run has, or which can't change. It takes "
-            f"{', '.join(allowed)}."
-        )
-    missing = [name for name in run.given if name not in changes]
-    if missing:
-        raise ValueError(
-            f"{path} does not hold {' and '.join(f'`{name}`' for name in missing)} of its call, which no file does; "
-            f"give it again: `pipe.resume({str(path)!r}, {missing[0]}=...)`."
-        )
-    kept = {name: _from_kept(value) for name, value in run.settings.items() if name not in changes}
-    if "search" in changes and changes["search"] is not None:
-        kept |= {"num_beams": None, "num_candidates": None}
-    elif "num_beams" in changes or "num_candidates" in changes:
-        kept["search"] = None
-    if kept["prompt"] is None:
-        kept["prompt_embeds"] = torch.cat([each.prompt for each in run.prompts])
-    if num_frames is not None and num_frames != kept["num_frames"]:
-        if run.latents is not None:
-            raise ValueError(f"{path} is a run with `latents`, the noise of its own length; it can't be made longer.")
-        if num_frames < kept["num_frames"]:
-            raise ValueError(
-                f"`num_frames` is {num_frames}, and {path} is a run of {kept['num_frames']}; give as many or more."
-            )
-        kept["num_frames"] = num_frames
-    return request.VideoRequest(**{**kept, **changes}, latents=run.latents)
