@@ -96,8 +96,10 @@ class KeptRunsMixin:
         searches = [self._restored(plan, row, kept, made) for row, kept in enumerate(run.prompts)]
         if request.save_to is not None or not is_again:
             self._keep(searches, request.save_to or path, is_new=request.save_to is not None)
-        return self._videos_of(searches)
+        output = self._videos_of(searches)
+        return output if request.return_dict else output.to_tuple()
 
+    @torch.no_grad()
     def replay(self, trace: SearchTrace, **inputs: object) -> StreamT1PipelineOutput | tuple:
         """Makes the best video of a trace again, by its seeds and routes, without rewards and at a plain one's cost.
 
@@ -111,7 +113,7 @@ class KeptRunsMixin:
                 `output_type`, `return_dict`.
 
         Returns:
-            As `__call__`; the trace is the replay's own.
+            As `__call__`; the trace is the one that was given.
 
         Raises:
             ValueError, TypeError: the trace is unfinished, of an endless stream, or of another model; something is
@@ -134,7 +136,9 @@ class KeptRunsMixin:
         }
         request = VideoRequest(**{**arguments, **inputs})
         plan, self._interrupt = self._plan(request, of_one="replay"), False
-        return self._videos_of(self._searches(replace(plan, **self._levels(config["levels"], plan.device))))
+        searches = self._searches(replace(plan, **self._levels(config["levels"], plan.device)))
+        output = StreamT1PipelineOutput(self._videos_of(searches).frames, [trace])
+        return output if request.return_dict else output.to_tuple()
 
     def _levels(self, levels: Sequence[float], device: torch.device) -> dict[str, object]:
         """Of a plan: the noise levels of the steps, after the shift."""

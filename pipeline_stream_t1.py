@@ -218,11 +218,11 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
             NoCandidateLeftError: all candidates of a chunk were lost.
         """
         plan, self._interrupt = self._loaded(self._plan(request)), False
-        return self._videos_of(self._searches(plan))
+        output = self._videos_of(self._searches(plan))
+        return output if request.return_dict else output.to_tuple()
 
-    def _videos_of(self, searches: list[PromptSearch]) -> StreamT1PipelineOutput | tuple:
+    def _videos_of(self, searches: list[PromptSearch]) -> StreamT1PipelineOutput:
         """Brings the searches of a call to their end."""
-        request = searches[0].plan.request
         try:
             self._run(searches)
         except BaseException as error:
@@ -231,8 +231,8 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         finally:
             self._end(searches)
         traces = [search.trace for search in searches if search.trace.chunks]
-        frames = _videos(searches, request.output_type)
-        return StreamT1PipelineOutput(frames=frames, traces=traces) if request.return_dict else (frames, traces)
+        frames = _videos(searches, searches[0].plan.request.output_type)
+        return StreamT1PipelineOutput(frames=frames, traces=traces)
 
     @takes_request(StreamRequest)
     def stream(self, request: StreamRequest) -> Iterator[StreamChunk]:

@@ -1,7 +1,7 @@
 """The search that makes the best video of a trace again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from . import beam, choice, memory_sinking, policy_config, trace
 
@@ -16,13 +16,13 @@ INPUTS = (  # what a trace does not hold
 OUTPUT = ("output_type", "return_dict")
 
 
-@dataclass(frozen=True)
 class Repeated:
     """Makes the candidates of a path, one a chunk, and gives each the scores and the route that it had."""
 
-    path: "tuple[trace.CandidateTrace, ...]"
-
     drops = False
+
+    def __init__(self, path: "tuple[trace.CandidateTrace, ...]") -> None:
+        self.path = path
 
     def __call__(self, steps: object, beams: "list[beam.Beam]") -> "choice.Choice":
         told = self.path[steps.chunk_index]

@@ -279,7 +279,7 @@ def check_new(path: object) -> None:
 def advice_for(path: str | PathLike) -> str:
     """What to do where a file is already."""
     try:
-        _header(path)
+        read_header(path)
     except (ValueError, OSError):
         return ADVICE
     return f"It is a saved run: go on with it by `pipe.resume({str(path)!r})`, or move it."
@@ -295,7 +295,7 @@ def read_run(path: str | PathLike, version: str) -> SavedRun:
         ValueError: it is no saved run, cut short, damaged, or of another format or version.
         OSError: there is no such file, or it can't be read.
     """
-    content = _header(path)
+    content = read_header(path)
     if content.get("format") != FORMAT:
         raise ValueError(
             f"{path} is a saved run of format {content.get('format')!r}; this version of Stream-T1 reads {FORMAT}."
@@ -308,6 +308,8 @@ def read_run(path: str | PathLike, version: str) -> SavedRun:
     with safe_open(path, "pt") as file:  # copies: memory of the file's own alignment gives other last bits
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     try:
+        if not content["prompts"]:
+            raise ValueError("it has no prompt")
         return SavedRun(
             settings=content["settings"],
             given=content["given"],
@@ -319,7 +321,13 @@ def read_run(path: str | PathLike, version: str) -> SavedRun:
         raise ValueError(f"{path} is a damaged saved run: {type(error).__name__}, {error}.") from error
 
 
-def _header(path: str | PathLike) -> "dict[str, trace.Json]":
+def read_header(path: str | PathLike) -> "dict[str, trace.Json]":
+    """What the file's JSON says.
+
+    Raises:
+        ValueError: it is no saved run, or cut short.
+        FileNotFoundError: there is no such file.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file.")
     try:

@@ -6,12 +6,14 @@ every machine. A setting is asked for one moment that a seed chooses; the slow t
 
 import random
 import signal
+import threading
 
 import pytest
 import torch
 from conftest import toy_transformer, toy_vae
 from test_files_when_killed import in_child
 from test_resume import APPENDING, REWARDS, asked, assert_same, file_content
+from tqdm.auto import tqdm
 
 from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
 from stream_t1.search import EMASink, ParticleSearch, RewardRoutedSink, SlidingWindow, StaticSink
@@ -48,7 +50,7 @@ def prepared(tmp_path_factory):
         if name not in known:
             arguments = {"prompt_embeds": embeds, **RUNS[name]}
             whole = pipe(save_to=folder / name, **asked(**arguments))
-            status, num_calls = in_child(lambda: pipe(save_to=folder / f"{name}-again", **asked(**arguments)))
+            status, num_calls = in_child(lambda: run(pipe, folder / f"{name}-again", arguments))
             assert status == 0
             known[name] = pipe, arguments, whole, file_content(folder / name), num_calls
         return known[name]
@@ -56,11 +58,17 @@ def prepared(tmp_path_factory):
     return prepare
 
 
+def run(pipe, path, arguments):
+    """The run in a child. The lock of progress bars, which is shared with the parent, must not be held at the kill."""
+    tqdm.set_lock(threading.RLock())
+    return pipe(save_to=path, **asked(**arguments))
+
+
 def kill_and_resume(prepared, path, name, share):
     """Kills the run after a share of its calls; what is there then is gone on with, or nothing is there."""
     pipe, arguments, whole, whole_file, num_calls = prepared(name)
     moment = 1 + int(share * (num_calls - 1))
-    status, _ = in_child(lambda: pipe(save_to=path, **asked(**arguments)), signal.SIGKILL, moment)
+    status, _ = in_child(lambda: run(pipe, path, arguments), signal.SIGKILL, moment)
     assert status in (0, -signal.SIGKILL)
     if path.exists():
         assert_same(pipe.resume(path, **REWARDS), whole)
@@ -69,7 +77,7 @@ def kill_and_resume(prepared, path, name, share):
     assert file_content(path) == whole_file
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["routed", "particles"])
 def test_a_run_that_is_killed_goes_on_bit_for_bit(prepared, tmp_path, name):
     kill_and_resume(prepared, tmp_path / "run", name, random.Random(name).uniform(0.3, 1.0))
 
