@@ -554,6 +554,8 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         plan = searches[0].plan
         self.begin_step(plan.num_steps, None, plan.request.attention_kwargs)
         self.maybe_free_model_hooks()
+        if searches[0].file is not None:
+            searches[0].file.wait()
 
     def encode_prompt(
         self, prompt: str | list[str], max_sequence_length: int = 512, device: torch.device | None = None

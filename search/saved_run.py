@@ -9,6 +9,7 @@ Axes: C channels, F latent frames, h and w latent height and width, L text token
 """
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from os import PathLike
@@ -208,6 +209,8 @@ class RunFile:
         is_new: bool = True,
     ) -> None:
         self.path, self.searches, self.is_new = path, searches, is_new
+        self._writer: threading.Thread | None = None
+        self._error: Exception | None = None
         plan = searches[0].plan
         settings, given = kept_settings.as_kept(plan.request)
         self._content = {
@@ -221,18 +224,41 @@ class RunFile:
         self._latents = None if latents is None else latents.cpu().contiguous()
 
     def write(self) -> None:
-        """Writes the file anew; it appears whole or not at all.
+        """Begins to write the file anew, beside the work that goes on; it appears whole or not at all.
 
         Raises:
-            OSError: it can't be written; what was there is as it was.
+            OSError: it could not be written the last time; what was there is as it was.
         """
+        self.wait()
         tensors = {} if self._latents is None else {"latents": self._latents}
         prompts = [_prompt_json(search, f"prompts.{row}", tensors) for row, search in enumerate(self.searches)]
         text = json.dumps({**self._content, "prompts": prompts}, allow_nan=False, default=_plain)
-        advice = advice_for(self.path) if self.is_new else ADVICE
-        with files.new_file(self.path, replace=not self.is_new, advice=advice) as partial:
-            save_file(tensors, partial, metadata={TAG: text})
-        self.is_new = False
+        self._writer = threading.Thread(target=self._save, args=(tensors, text), name=f"writing {self.path}")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Waits until what `write` began is on the disk.
+
+        Raises:
+            OSError: it could not be written; what was there is as it was.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _save(self, tensors: dict[str, torch.Tensor], text: str) -> None:
+        try:
+            advice = advice_for(self.path) if self.is_new else ADVICE
+            with files.new_file(self.path, replace=not self.is_new, advice=advice) as partial:
+                save_file(tensors, partial, metadata={TAG: text})
+            self.is_new = False
+        except SafetensorError as error:  # of a disk that is full
+            self._error = OSError(f"{self.path} could not be written: {error}")
+        except Exception as error:  # to be raised where the run is
+            self._error = error
 
 
 def _plain(value: object) -> object:
