@@ -11,6 +11,7 @@ from .memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, Route, Slid
 from .noise_propagation import propagate_noise, split_evenly
 from .particle_search import ParticleSearch
 from .reward_pruning import fuse_scores, keep_best, normalize_scores, rank
+from .search_names import parse_search, search_text
 from .trace import SearchTrace
 
 __all__ = [
@@ -34,7 +35,9 @@ __all__ = [
     "fuse_scores",
     "keep_best",
     "normalize_scores",
+    "parse_search",
     "propagate_noise",
     "rank",
+    "search_text",
     "split_evenly",
 ]

@@ -21,6 +21,7 @@ class BestOfN:
 
     num_videos: int
 
+    scales = "num_videos"
     drops = False
     ranks = False  # in the order of their seeds
     compares_rounds = True  # every video is scored alone

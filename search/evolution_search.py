@@ -42,6 +42,7 @@ class EvolutionSearch:
     num_beams: int = 1
 
     compares_rounds = True
+    scales = "population"
     drops = True
 
     def __post_init__(self) -> None:

@@ -52,6 +52,7 @@ class ParticleSearch:
     threshold: float = 0.5
     tempering: float | None = None
 
+    scales = "num_particles"
     compares_rounds = True  # every particle is scored alone
 
     def __post_init__(self) -> None:
