@@ -27,7 +27,7 @@ def search_forwards(search: object, num_steps: int, num_chunks: int) -> tuple[in
     for side in (0, 1):
         total, num_parents = 0, 1
         for chunk_index in range(num_chunks):
-            work = search_work(search, chunk_index, num_parents)[side]
+            work = search_work(search, chunk_index, num_parents, num_chunks)[side]
             total += work.chunk_forwards(num_steps, is_last=chunk_index == num_chunks - 1)
             num_parents = work.kept
         totals.append(total)

@@ -208,7 +208,7 @@ def _search(pipe: StreamT1Pipeline, num_beams: int, num_per_beam: int, arguments
 
 
 def _chunk_forwards(trace: SearchTrace) -> int:
-    return sum(chunk.work.chunk_forwards for chunk in trace.chunks)
+    return sum(work.chunk_forwards for work in trace.works)
 
 
 def _made(pipe: StreamT1Pipeline, arguments: dict) -> Video:
@@ -227,7 +227,7 @@ def _made(pipe: StreamT1Pipeline, arguments: dict) -> Video:
     if len(frames) < trace.config["num_frames"] or trace.final.selection != (*present, "score")[0]:
         raise KeyboardInterrupt  # the pipeline returns the finished chunks then; here they are not a video
     names = ("forwards", "clean_passes", "latents_decoded", "frames_scored")
-    cost = {name: sum(getattr(chunk.work, name) for chunk in trace.chunks) for name in names}
+    cost = {name: sum(getattr(work, name) for work in trace.works) for name in names}
     if "video_reward" in present:
         cost["frames_scored"] += len(trace.final.order) * len(frames)
     return Video(frames, trace, cost)

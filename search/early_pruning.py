@@ -28,8 +28,8 @@ class EarlyPruning:
     after_step: int
     num_beams: int = 1
 
-    scales = "num_candidates"
     drops = True
+    scales = "num_candidates"
 
     def __post_init__(self) -> None:
         for name in ("num_candidates", "keep", "after_step", "num_beams"):
