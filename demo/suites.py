@@ -29,7 +29,7 @@ SEARCH_SETTINGS: tuple[str | Mapping[int, str], ...] = (
     "beam:prune_every=2",
     {budget: f"early-pruning:keep={budget // 8},after_step=2" for budget in BUDGETS},
     {
-        8: "early-stop:inner=beam(num_beams=1,num_candidates=1),margin=0.02,patience=2,max_rounds=3",
+        8: "early-stop:inner=beam(num_beams=1,num_candidates=1),patience=2,max_rounds=2",
         16: "early-stop:inner=beam(num_beams=1,num_candidates=2),margin=0.02,patience=2,max_rounds=4",
         32: "early-stop:inner=beam(num_beams=2,num_candidates=2),margin=0.02,patience=2,max_rounds=4",
     },
@@ -37,8 +37,8 @@ SEARCH_SETTINGS: tuple[str | Mapping[int, str], ...] = (
     "particles:strength=50",
     {budget: "lookahead:inner=beam(num_beams=1),steps=2" for budget in (16, 32)},
     {
-        16: "backtracking:inner=beam(num_beams=1,num_candidates=3),bound=0.8,retries=1",
-        32: "backtracking:inner=beam(num_beams=2,num_candidates=3),bound=0.8,retries=1",
+        16: "backtracking:inner=beam(num_beams=1,num_candidates=3),bound=0.4,retries=1",
+        32: "backtracking:inner=beam(num_beams=2,num_candidates=3),bound=0.4,retries=1",
     },
     {
         8: "staged:budget=2x4/1x1,keep=median",
@@ -46,9 +46,9 @@ SEARCH_SETTINGS: tuple[str | Mapping[int, str], ...] = (
         32: "staged:budget=2x14/2x3,keep=median",
     },
     {
-        8: "prompt-adaptive:num_beams=1,num_candidates=1,max_candidates=2",
-        16: "prompt-adaptive:num_beams=1,num_candidates=3,max_candidates=5",
-        32: "prompt-adaptive:num_beams=2,num_candidates=3,max_candidates=5",
+        8: "prompt-adaptive:num_beams=1,num_candidates=1,strength=2,max_candidates=2",
+        16: "prompt-adaptive:num_beams=1,num_candidates=2,strength=2,max_candidates=4",
+        32: "prompt-adaptive:num_beams=2,num_candidates=2,strength=2,max_candidates=4",
     },
 )
 
