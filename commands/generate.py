@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..search.choice import most_kept
 from ..search.request import VideoRequest
-from ..search.search_names import SearchText, argument_kinds, described
+from ..search.search_names import SearchText, argument_kinds, described, written
 from ..search.shipped import SHIPPED_SEARCHES
 from .video import FORMATS, write_video
 
@@ -40,13 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '"particles:strength=4,num_particles=8"; default: beam, or with no reward one sample',
     )
     for name, owners in search_arguments().items():
-        search = SHIPPED_SEARCHES[owners[0]]
-        (argument,) = (field for field in fields(search) if field.name == name)
-        kind = described(argument_kinds(search)[name])
-        default = "" if argument.default is MISSING else f"; default: {str(argument.default).lower()}"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", metavar="VALUE", help=f"of --search {', '.join(owners)}: {kind}{default}"
-        )
+        told = "; ".join(dict.fromkeys(_argument_help(name, owner) for owner in owners))
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"of --search {told}")
     parser.set_defaults(run=generate)
 
 
@@ -58,9 +53,18 @@ def search_arguments() -> dict[str, list[str]]:
     of_calls = {field.name for field in fields(VideoRequest)} - {"num_beams", "num_candidates"}
     owners: dict[str, list[str]] = {}
     for name, search in SHIPPED_SEARCHES.items():
-        for argument in argument_kinds(search).keys() - of_calls:
-            owners.setdefault(argument, []).append(name)
-    return {argument: owners[argument] for argument in sorted(owners)}
+        for argument in argument_kinds(search):
+            if argument not in of_calls:
+                owners.setdefault(argument, []).append(name)
+    return owners
+
+
+def _argument_help(name: str, owner: str) -> str:
+    """A search's name, and which values its argument takes and has."""
+    search = SHIPPED_SEARCHES[owner]
+    kind, (found,) = argument_kinds(search)[name], (field for field in fields(search) if field.name == name)
+    default = "" if found.default is MISSING else f", {written(kind, found.default)} by default"
+    return f"{owner}: {described(kind)}{default}"
 
 
 def generate(arguments: argparse.Namespace) -> None:

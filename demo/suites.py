@@ -23,22 +23,34 @@ TUNING = "searches-tuning"
 
 # What the comparison of searches is made with: one text for all budgets, or one for each that the search can spend.
 # Numbers that are not there are the budget's. Chosen by `--suite searches-tuning`, on training captions alone.
-SEARCH_SETTINGS: dict[str, str | Mapping[int, str]] = {
-    "best-of-n": "best-of-n",
-    "beam": {8: "beam:budget=2x4/1x1", 16: "beam:budget=2x8/2x1", 32: "beam:budget=2x14/2x3"},
-    "early-pruning": {
-        8: "early-pruning:keep=1,after_step=1",
-        16: "early-pruning:keep=2,after_step=1",
-        32: "early-pruning:keep=4,after_step=1",
-    },
-    "early-stop": {
-        8: "early-stop:inner=beam(num_beams=1,num_candidates=1),margin=0.02,patience=2,max_rounds=3",
+SEARCH_SETTINGS: tuple[str | Mapping[int, str], ...] = (
+    "best-of-n",
+    {8: "beam:budget=2x4/1x1", 16: "beam:budget=2x8/2x1", 32: "beam:budget=2x14/2x3"},
+    "beam:prune_every=2",
+    {budget: f"early-pruning:keep={budget // 8},after_step=2" for budget in BUDGETS},
+    {
+        8: "early-stop:inner=beam(num_beams=1,num_candidates=1),patience=2,max_rounds=2",
         16: "early-stop:inner=beam(num_beams=1,num_candidates=2),margin=0.02,patience=2,max_rounds=4",
         32: "early-stop:inner=beam(num_beams=2,num_candidates=2),margin=0.02,patience=2,max_rounds=4",
     },
-    "evolution": {budget: "evolution:generations=2,elites=1,mutation=0.5,at_step=1" for budget in (16, 32)},
-    "particles": "particles:strength=50",
-}
+    {budget: "evolution:generations=2,elites=1,mutation=0.5,at_step=1" for budget in (16, 32)},
+    "particles:strength=50",
+    {budget: "lookahead:inner=beam(num_beams=1),steps=2" for budget in (16, 32)},
+    {
+        16: "backtracking:inner=beam(num_beams=1,num_candidates=3),bound=0.4,retries=1",
+        32: "backtracking:inner=beam(num_beams=2,num_candidates=3),bound=0.4,retries=1",
+    },
+    {
+        8: "staged:budget=2x4/1x1,keep=median",
+        16: "staged:budget=2x8/2x1,keep=median",
+        32: "staged:budget=2x14/2x3,keep=median",
+    },
+    {
+        8: "prompt-adaptive:num_beams=1,num_candidates=1,strength=2,max_candidates=2",
+        16: "prompt-adaptive:num_beams=1,num_candidates=2,strength=2,max_candidates=4",
+        32: "prompt-adaptive:num_beams=2,num_candidates=2,strength=2,max_candidates=4",
+    },
+)
 
 
 def demo_tasks(num_tasks: int) -> tuple[tuple[str, int], ...]:
@@ -93,7 +105,7 @@ def demo_suites() -> dict[str, Suite]:
 
 def search_entries() -> tuple[tuple[str, int], ...]:
     """The searches of the comparison, each at the budgets that it can spend."""
-    settings = ((dict.fromkeys(BUDGETS, each) if isinstance(each, str) else each) for each in SEARCH_SETTINGS.values())
+    settings = ((dict.fromkeys(BUDGETS, each) if isinstance(each, str) else each) for each in SEARCH_SETTINGS)
     return tuple((find_method(text).name, budget) for each in settings for budget, text in each.items())
 
 

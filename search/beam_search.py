@@ -36,6 +36,8 @@ class BeamSearch:
     budget: Budget | None = None
     prune_every: int = 1
 
+    scales = "num_candidates"
+
     def __post_init__(self) -> None:
         budget = self.budget
         if isinstance(budget, type):

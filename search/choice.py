@@ -14,7 +14,8 @@ A search is a callable, called once per chunk with `(steps, beams)`, that gives 
 - `check(num_steps, num_chunks)`: raises ValueError for a run that it cannot serve; `num_chunks` is None for an endless
   stream;
 - `depth`: chunks that it may go back, by `Choice(..., back=n)`; absent, 0;
-- `scales`, of its class: the argument that grows with a budget; absent, `num_candidates`;
+- `scales`, of its class: the name of the number that a larger budget makes larger; absent, that of the search within
+  it, if there is one;
 - `work(chunk_index, num_parents)`, or `work(chunk_index, num_parents, num_chunks)` where the end matters: the least
   and the most `SearchWork` of a chunk, for estimates.
 """

@@ -35,6 +35,8 @@ class PromptAdaptive:
     max_candidates: int = 8
     distance: float | Callable[[str], float] | None = None
 
+    scales = "num_candidates"
+
     def __post_init__(self) -> None:
         of = " of PromptAdaptive"
         for name in ("num_beams", "num_candidates", "max_candidates"):

@@ -93,7 +93,7 @@ class SearchText:
                     continue
             arguments[each.name] = value
             try:
-                _written(kind, value)
+                written(kind, value)
             except ValueError:
                 raise ValueError(
                     f"`{each.name}` of the search {names[0]!r} is {value!r}, which has no text."
@@ -106,7 +106,7 @@ class SearchText:
     def _listed(self) -> str:
         kinds = argument_kinds(self.search_class)
         names = [each.name for each in fields(self.search_class) if each.name in self.arguments]
-        return ",".join(f"{name}={_written(kinds[name], self.arguments[name])}" for name in names)
+        return ",".join(f"{name}={written(kinds[name], self.arguments[name])}" for name in names)
 
     @property
     def search_class(self) -> type:
@@ -168,11 +168,10 @@ class SearchText:
     def scale(self) -> tuple[str, ...]:
         """Where the number is that a budget pays for, such as ("num_particles",) or ("inner", "num_candidates").
 
-        A class names it by an attribute `scales`; absent, it is `num_candidates`, or that of the search within. Empty
-        where there is none.
+        A class names it by an attribute `scales`; absent, it is that of the search within, if there is one.
         """
         kinds = argument_kinds(self.search_class)
-        own = getattr(self.search_class, "scales", "num_candidates")
+        own = getattr(self.search_class, "scales", None)
         if own in kinds:
             return (own,)
         inner = [name for name, kind in kinds.items() if is_search(kind)]
@@ -226,6 +225,24 @@ def described(kind: object) -> str:
     return " or ".join(_described(each) for each in _alternatives(kind))
 
 
+def written(kind: object, value: object) -> str:
+    """The text of a value, which reads as the same.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if isinstance(value, SearchText):
+        return f"{value.name}({value._listed()})" if value.arguments else value.name
+    value = tuple(value) if isinstance(value, list) else value
+    for each in _alternatives(kind):
+        with suppress(ValueError):
+            text = _written_as(each, value)
+            for told in (text, f"{text}/"):  # a list of one may need its slash
+                if _read(kind, told) == value:
+                    return told
+    raise ValueError(value)
+
+
 class _UnreadableError(ValueError):
     """A text is not of a kind."""
 
@@ -248,9 +265,11 @@ def _described(kind: object) -> str:
 
 
 def _alternatives(kind: object) -> list[object]:
-    """The members of an annotation that have a text."""
+    """The members of an annotation that have a text, in the order in which they are tried: words after what looks like
+    one, lists last."""
     is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
-    return [each for each in (typing.get_args(kind) if is_union else (kind,)) if _has_text(each)]
+    found = [each for each in (typing.get_args(kind) if is_union else (kind,)) if _has_text(each)]
+    return sorted(found, key=lambda each: (each not in SCALARS, each is str, each is not types.NoneType))
 
 
 def _has_text(kind: object) -> bool:
@@ -284,7 +303,7 @@ def _read_as(kind: object, text: str) -> object:
         return SearchText.parse(text)
     element = _element(kind)
     if element is not None:
-        return tuple(_read(element, part) for part in text.split("/"))
+        return tuple(_read(element, part) for part in text.removesuffix("/").split("/"))
     if typing.get_origin(kind) is tuple:
         parts, kinds = text.split("x"), typing.get_args(kind)
         if len(parts) == len(kinds):
@@ -302,31 +321,14 @@ def _read_as(kind: object, text: str) -> object:
     raise _UnreadableError(text)
 
 
-def _written(kind: object, value: object) -> str:
-    """The text of a value, which `_read` reads as the same.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if isinstance(value, SearchText):
-        return f"{value.name}({value._listed()})" if value.arguments else value.name
-    value = tuple(value) if isinstance(value, list) else value
-    for each in _alternatives(kind):
-        with suppress(ValueError):
-            text = _written_as(each, value)
-            if _read(kind, text) == value:
-                return text
-    raise ValueError(value)
-
-
 def _written_as(kind: object, value: object) -> str:
     if isinstance(value, tuple):
         element = _element(kind)
         if element is not None:
-            return "/".join(_written(element, each) for each in value)
+            return "/".join(written(element, each) for each in value)
         if len(typing.get_args(kind)) != len(value):
             raise ValueError(value)
-        return "x".join(map(_written, typing.get_args(kind), value))
+        return "x".join(map(written, typing.get_args(kind), value))
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):

@@ -12,8 +12,8 @@ from conftest import brightness, contrast
 
 from stream_t1.demo import load_pipeline
 from stream_t1.demo.suites import (
+    BUDGETS,
     FIRST_SEED,
-    SEARCH_SETTINGS,
     demo_suites,
     demo_tasks,
     search_entries,
@@ -350,10 +350,9 @@ def test_the_demos_suites_count_the_same_held_out_prompts_from_the_first():
 
 
 def test_every_shipped_search_is_in_the_demos_comparison_of_searches():
-    assert SEARCH_SETTINGS.keys() == SHIPPED_SEARCHES.keys()
-    for name, settings in SEARCH_SETTINGS.items():
-        texts = [settings] if isinstance(settings, str) else settings.values()
-        assert {SearchText.parse(text).name for text in texts} == {name}
+    entries = search_entries()
+    assert {SearchText.parse(text).name for text, _ in entries} == set(SHIPPED_SEARCHES)
+    assert {budget for _, budget in entries} == set(BUDGETS) and len(set(entries)) == len(entries)
 
 
 def test_settings_are_tuned_on_captions_and_seeds_that_are_not_reported():
