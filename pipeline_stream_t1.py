@@ -63,6 +63,7 @@ from .search.request_checks import check_texts
 from .search.reward_pruning import mean_score, order_by
 from .search.running import RunningMixin, SearchInterrupted
 from .search.saved_run import check_new
+from .search.search_names import parse_search, search_text  # noqa: F401 - brings their texts
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
 from .search.trace import ChunkTrace, FinalTrace
 

@@ -171,9 +171,14 @@ class SearchTrace:
     made_with: dict[str, Json] = field(default_factory=dict)  # model, rewards, dtype, device and versions
 
     @property
+    def records(self) -> list[ChunkTrace]:
+        """All that was done: every chunk, and then every attempt that was given up."""
+        return [*self.chunks, *(attempt.record for attempt in self.given_up)]
+
+    @property
     def works(self) -> list[ChunkWork]:
-        """What was done: of every chunk, and of every attempt that was given up."""
-        return [each.work for each in (*self.chunks, *(attempt.record for attempt in self.given_up))]
+        """What `records` cost."""
+        return [record.work for record in self.records]
 
     def give_up(self, num_chunks: int, attempt: ChunkTrace) -> None:
         """Enters an attempt at the next chunk with which the last `num_chunks` are given up too."""
