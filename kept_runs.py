@@ -94,8 +94,8 @@ class KeptRunsMixin:
         self._begin(plan)
         made = made_with(self, plan) if is_again else run.made_with
         searches = [self._restored(plan, row, kept, made) for row, kept in enumerate(run.prompts)]
-        if request.save_to is not None or not is_again:
-            self._keep(searches, request.save_to or path, is_new=request.save_to is not None)
+        own = None if is_again else path
+        self._keep(searches, own if request.save_to is None else request.save_to, is_new=request.save_to is not None)
         output = self._videos_of(searches)
         return output if request.return_dict else output.to_tuple()
 
@@ -144,9 +144,9 @@ class KeptRunsMixin:
         """Of a plan: the noise levels of the steps, after the shift."""
         return {"levels": (*levels, 0.0), "timesteps": self.scheduler.timesteps_of(levels, device)}
 
-    def _keep(self, searches: list[PromptSearch], path: str | PathLike, *, is_new: bool = True) -> None:
-        """Has the searches of a call written to a file after every chunk."""
-        file = RunFile(path, self._version, searches, is_new=is_new)
+    def _keep(self, searches: list[PromptSearch], path: str | PathLike | None, *, is_new: bool = True) -> None:
+        """Has the searches of a call written to a file after every chunk, if there is to be one."""
+        file = None if path is None else RunFile(path, self._version, searches, is_new=is_new)
         for search in searches:
             search.file = file
 

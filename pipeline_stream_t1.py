@@ -14,16 +14,13 @@ Axes: B batch, C channels, F latent frames (or pixel frames), H and W height and
 L text tokens.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.utils import logging
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from .chunk_steps import ChunkSteps
@@ -35,7 +32,6 @@ from .models.alignment import align_weights_for
 from .models.components import check_model, check_models_fit
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import ChunkMemory
-from .models.pixels import stack, to_output
 from .models.prompt import Prompt
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.text import check_encoding, embed_texts
@@ -43,7 +39,7 @@ from .models.transformer_causal_wan import CausalWanTransformer3DModel
 from .rewards.arguments import check_kind, check_rewards, check_sources, chosen_reward, loaded_reward, warn_of_missed
 from .rewards.base import as_component
 from .rewards.monitoring import watched_scores
-from .rewards.scoring import clear_variables, score_clips
+from .rewards.scoring import score_clips
 from .rewards.shipped import SHIPPED_REWARDS  # noqa: F401 - registers every kind of reward, for folders and Hub ids
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.answers import check_choice, kept_by_callback
@@ -54,7 +50,7 @@ from .search.estimate import RunEstimate, estimate_run
 from .search.geometry import VideoGeometry, check_chunk_multiple, real_number, whole_number
 from .search.memory_sinking import MemoryPolicy
 from .search.noise_propagation import base_seed
-from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineOutput, nothing_left
+from .search.outputs import StreamChunk, StreamT1PipelineOutput, nothing_left
 from .search.plan import PromptPlan, SearchPlan, check_plan
 from .search.policy_config import check_policy, policy_config, policy_positions, policy_sink_frames
 from .search.prompt_search import PromptSearch
@@ -66,6 +62,7 @@ from .search.saved_run import check_new
 from .search.search_names import parse_search, search_text  # noqa: F401 - brings their texts
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
 from .search.trace import ChunkTrace, FinalTrace
+from .videos import best_videos, chunk_bar, let_go, stream_chunk
 
 __version__ = "0.2.0"
 
@@ -227,12 +224,12 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         try:
             self._run(searches)
         except BaseException as error:
-            _let_go(error, searches)
+            let_go(error, searches)
             raise
         finally:
             self._end(searches)
         traces = [search.trace for search in searches if search.trace.chunks]
-        frames = _videos(searches, searches[0].plan.request.output_type)
+        frames = best_videos(searches)
         return StreamT1PipelineOutput(frames=frames, traces=traces)
 
     @takes_request(StreamRequest)
@@ -401,14 +398,12 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
             trace = inputs.new_trace(__version__, None if generator is None else generator.initial_seed(), made)
             embeds = first.embeds.cpu().clone()
             searches.append(PromptSearch(inputs, first, trace, [Beam(ChunkMemory())], first_prompt=embeds))
-        if request.save_to is not None:
-            self._keep(searches, request.save_to)
+        self._keep(searches, request.save_to)
         return searches
 
     def _run(self, searches: list[PromptSearch]) -> None:
         """The searches one after the other. Ctrl-C and interrupts end them with the chunks that are finished."""
-        with self._chunk_bar(sum(search.plan.num_chunks for search in searches)) as progress:
-            progress.update(sum(search.chunk_index for search in searches))
+        with chunk_bar(self, searches) as progress:
             try:
                 for search in searches:
                     while not search.is_finished:
@@ -432,7 +427,7 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         (search,) = searches = self._searches(plan)
         output_type, num_given = plan.request.output_type, 0
         try:
-            with self._chunk_bar(None if plan.is_endless else plan.num_chunks) as progress:
+            with chunk_bar(self, searches) as progress:
                 while self._advance(search, is_first=search.chunk_index == 0):
                     progress.update(search.chunk_index - progress.n)
                     if search.is_finished:
@@ -440,15 +435,15 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
                         break
                     for index in range(num_given, search.num_settled(num_given)):
                         num_given = index + 1
-                        yield _stream_chunk(search, search.beams[0], index, output_type)
+                        yield stream_chunk(search, search.beams[0], index, output_type)
                     search.forget(num_given)
             search.settle_by_score()
             for index in range(num_given, search.chunk_index):
-                yield _stream_chunk(search, search.best_beams()[0], index, output_type)
+                yield stream_chunk(search, search.best_beams()[0], index, output_type)
         except GeneratorExit:  # the caller leaves the stream
             raise
         except BaseException as error:
-            _let_go(error, searches, num_given)
+            let_go(error, searches, num_given)
             raise
         finally:
             self._end(searches)
@@ -602,30 +597,3 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
             geometry.check_num_frames(num_frames)
         if policy_positions(memory) == "absolute":
             geometry.check_absolute_positions(num_frames, type(memory).__name__)
-
-    def _chunk_bar(self, num_chunks: int | None) -> tqdm:
-        """A progress bar over chunks, endless if there is no number of them, as the user configured it."""
-        options = {"desc": "chunks", **getattr(self, "_progress_bar_config", {})}
-        return tqdm(itertools.count(), **options) if num_chunks is None else tqdm(total=num_chunks, **options)
-
-
-def _let_go(error: BaseException, searches: list[PromptSearch], num_given: int = 0) -> None:
-    """Takes the search's tensors out of an error, and puts in what was finished after so many chunks were given."""
-    clear_variables(error)
-    if isinstance(error, NoCandidateLeftError):
-        error.frames = _videos(searches, searches[0].plan.request.output_type, num_given)
-
-
-def _videos(searches: list[PromptSearch], output_type: str, first_chunk: int = 0) -> np.ndarray | torch.Tensor | list:
-    """The best beams' videos in the form that was asked for; prompts without a finished chunk have none."""
-    searches = [search for search in searches if search.chunk_index > first_chunk]
-    beams = [beam for search in searches for beam in search.best_beams()]
-    if output_type == "latent":
-        return stack([torch.cat(beam.latents[first_chunk:], dim=1) for beam in beams])
-    return to_output([torch.cat(beam.frames[first_chunk:]) for beam in beams], output_type)
-
-
-def _stream_chunk(search: PromptSearch, beam: Beam, index: int, output_type: str) -> StreamChunk:
-    if output_type == "latent":
-        return StreamChunk(index, beam.latents[index], search.trace)
-    return StreamChunk(index, to_output([beam.frames[index]], output_type)[0], search.trace)

@@ -50,7 +50,7 @@ def check_repeatable(record: "trace.SearchTrace", inputs: Mapping[str, object]) 
         raise TypeError(
             f"`replay` was given `{foreign[0]}`, which the trace has. It takes {', '.join((*INPUTS, *OUTPUT))}."
         )
-    wanted = config.get("given", ["prompt_embeds"] if config.get("prompt") is None else [])
+    wanted = config.get("given_inputs", ["prompt_embeds"] if config.get("prompt") is None else [])
     missing = [name for name in wanted if name not in inputs]
     if missing:
         raise ValueError(

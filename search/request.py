@@ -337,7 +337,7 @@ class VideoRequest:
         names += ("final_selection", "num_videos_per_prompt", "max_lag", "max_sequence_length", "attention_kwargs")
         config = {name: getattr(self, name) for name in names}
         config["attention_kwargs"] = recorded.as_config(self.attention_kwargs)
-        return {**config, "given": self.given_inputs()}
+        return {**config, "given_inputs": self.given_inputs()}
 
     def given_inputs(self) -> list[str]:
         """The arguments that shape the video and that no trace holds."""

@@ -149,7 +149,7 @@ def test_what_a_trace_does_not_hold_is_told_by_name_before_any_work(pipe, embeds
 
 def test_an_older_trace_is_made_again_with_a_warning(pipe, embeds, caplog):
     output = found(pipe, embeds, num_beams=1, num_candidates=1, num_frames=9)
-    config = {k: v for k, v in output.trace.config.items() if k not in ("given", "max_sequence_length")}
+    config = {k: v for k, v in output.trace.config.items() if k not in ("given_inputs", "max_sequence_length")}
     older = replace(output.trace, config=config, made_with={}, seeds=[], call_seed=None)
     again = pipe.replay(older, prompt_embeds=embeds, output_type="pt")
     assert torch.equal(again.frames, output.frames) and "may be another one" in caplog.text
