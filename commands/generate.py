@@ -101,7 +101,7 @@ def generate(arguments: argparse.Namespace) -> None:
         arguments.prompt,
         num_frames=arguments.num_frames,
         generator=torch.Generator().manual_seed(arguments.seed),
-        save_to=arguments.save_to,
+        **({} if arguments.save_to is None else {"save_to": arguments.save_to}),
         **search,
     )
     write_output(output, arguments, f"{decision(pipe, output.trace)}, found in {time.perf_counter() - begin:.1f} s")
