@@ -14,7 +14,7 @@ import torch
 
 from . import beam, files
 
-STAGES = ("denoise", "clean_pass", "decode", "reward", "monitor")
+STAGES = ("denoise", "clean_pass", "recache", "decode", "reward", "monitor")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -60,6 +60,7 @@ class ChunkWork:
 
     forwards: int = 0  # transformer chunk forwards while denoising; a batch of 3 counts 3
     clean_passes: int = 0  # transformer chunk forwards that commit kept candidates to memory
+    recached_chunks: int = 0  # transformer chunk forwards that remember the past under a new prompt
     latents_decoded: int = 0  # latent frames through the VAE decoder
     frames_scored: int = 0  # frames that rewards read
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -67,7 +68,7 @@ class ChunkWork:
     @property
     def chunk_forwards(self) -> int:
         """All forwards of the transformer, the unit in which searches are compared."""
-        return self.forwards + self.clean_passes
+        return self.forwards + self.clean_passes + self.recached_chunks
 
     @contextmanager
     def timed(self, stage: str, device: torch.device) -> Iterator[None]:
@@ -90,6 +91,11 @@ class ChunkTrace:
     evicted: list[EvictionTrace]  # as the chunk was committed
     sinks: list[list[int]]  # per kept beam, the first latent frame of each sink
     work: ChunkWork
+    # Before version 0.3 the chunk's words were not told: they were those of the trace's `config`, at every chunk.
+    prompt: str | None = None  # None: there were only embeddings
+    reward_prompt: str | None = None  # what rewards read
+    prompt_weight: float = 1.0  # of the prompt, below 1 in a transition: what was before it has the rest
+    is_cut: bool = False  # whether the chunk begins with a scene cut
 
     @classmethod
     def of(
@@ -98,10 +104,12 @@ class ChunkTrace:
         beams: "list[beam.Beam]",
         fusion_weight: float,
         work: ChunkWork,
+        words: dict[str, str | float | bool | None],
     ) -> "ChunkTrace":
-        """The record of a chunk from its candidates and the beams that grew from them."""
+        """The record of a chunk from its candidates, the beams that grew from them, and what is told of its prompt."""
         evicted = [EvictionTrace(place, *left) for place, beam in enumerate(beams) for left in beam.evicted]
-        return cls(fusion_weight, candidates, evicted, [beam.sink_start_frames for beam in beams], work)
+        sinks = [beam.sink_start_frames for beam in beams]
+        return cls(fusion_weight, candidates, evicted, sinks, work, **words)
 
     def grown_into(self, beam_index: int) -> CandidateTrace:
         """The candidate that became a beam; in traces before version 0.2, beams stand in the order of their scores."""
@@ -188,11 +196,10 @@ class SearchTrace:
         content.pop("made_by", None)
         chunks = [
             ChunkTrace(
-                fusion_weight=chunk["fusion_weight"],
-                candidates=[CandidateTrace(**candidate) for candidate in chunk["candidates"]],
-                evicted=[EvictionTrace(**eviction) for eviction in chunk["evicted"]],
-                sinks=chunk["sinks"],
-                work=ChunkWork(**chunk["work"]),
+                candidates=[CandidateTrace(**candidate) for candidate in chunk.pop("candidates")],
+                evicted=[EvictionTrace(**eviction) for eviction in chunk.pop("evicted")],
+                work=ChunkWork(**chunk.pop("work")),
+                **chunk,
             )
             for chunk in content.pop("chunks")
         ]
