@@ -118,12 +118,14 @@ class PromptScript:
 
     def forget(self, chunk_index: int) -> "PromptScript":
         """The script without what neither this chunk nor a later one needs."""
-        return replace(
-            self,
-            changes=_from(self.changes, chunk_index),
-            reward_changes=None if self.reward_changes is None else _from(self.reward_changes, chunk_index),
-            cuts=tuple(index for index in self.cuts if index >= chunk_index),
-        )
+        before = max(chunk_index - 1, 0)
+        changes, rewards = _from(self.changes, before), self.reward_changes
+        if changes[0].weight(before) < 1.0:  # it is being mixed in: of what came before it, the mix is kept
+            begin = changes[0].chunk_index - 1
+            given = replace(_last(self.changes, begin), chunk_index=begin, embeds=self.embeds(begin), transition=1)
+            changes = (given, *changes)
+        cuts = tuple(index for index in self.cuts if index >= chunk_index)
+        return PromptScript(changes, None if rewards is None else _from(rewards, before), cuts)
 
 
 def blend_prompts(source: torch.Tensor, target: torch.Tensor, weight: float) -> torch.Tensor:
@@ -255,9 +257,5 @@ def _with(changes: tuple[PromptChange, ...], change: PromptChange) -> tuple[Prom
 
 
 def _from(changes: tuple[PromptChange, ...], chunk_index: int) -> tuple[PromptChange, ...]:
-    """The changes that count from a chunk on: those in force at the one before it, and those after it."""
-    before = max(chunk_index - 1, 0)
-    for first in range(len(changes) - 1, -1, -1):
-        if changes[first].chunk_index <= before and changes[first].weight(before) == 1.0:
-            return changes[first:]
-    return changes
+    """The change that is in force at a chunk, and those after it."""
+    return changes[changes.index(_last(changes, chunk_index)) :]

@@ -11,13 +11,13 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stream_t1 import CausalWanTransformer3DModel, FewStepFlowMatchScheduler, StreamT1Pipeline
+from stream_t1 import CausalWanTransformer3DModel, FewStepFlowMatchScheduler, PromptTimeline, StreamT1Pipeline
 from stream_t1.demo import load_pipeline
 from stream_t1.models.alignment import align_weights
 from stream_t1.models.cost import LiveBytes, weight_bytes
 from stream_t1.search import EMASink, RewardRoutedSink, SlidingWindow, StaticSink
 
-COUNTERS = ("forwards", "clean_passes", "latents_decoded", "frames_scored")
+COUNTERS = ("forwards", "clean_passes", "recached_chunks", "latents_decoded", "frames_scored")
 APPENDS = RewardRoutedSink(quality_threshold=-math.inf, transition_threshold=-math.inf)
 NO_REWARDS = {"image_reward": False, "video_reward": False}
 MANY_BEAMS = {"num_beams": 4, "num_candidates": 1, "num_inference_steps": 1}  # of which none is dropped
@@ -33,6 +33,9 @@ def the_first(pipe, chunk_index, state):
     """Chooses, where there is no reward."""
     return {"kept": [0, 1]}
 
+
+PROMPTS = PromptTimeline({0: torch.zeros(1, 6, 8), 21: torch.ones(1, 6, 8)})
+CHANGING = {"prompt": PROMPTS, "prompt_embeds": None}
 
 # By name: the stage that needs the most bytes, and the call.
 RUNS = {
@@ -59,6 +62,12 @@ RUNS = {
         "final selection",
         {"memory": SlidingWindow(), "reward_window": 1, "num_frames": 81} | MANY_BEAMS,
     ),
+    "a changing prompt": (
+        "recache",
+        {"memory": StaticSink(), "output_type": "latent", **MANY_BEAMS, **NO_REWARDS, **CHANGING},
+    ),
+    "a changing prompt that is searched": ("reward", {"memory": APPENDS, "recache": "all", **TWO_STEPS, **CHANGING}),
+    "a flush": ("denoise", {"recache": "flush", "output_type": "latent", **MANY_BEAMS, **NO_REWARDS, **CHANGING}),
     "thumbnails": (
         "decode",
         {
