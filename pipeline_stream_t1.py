@@ -293,8 +293,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         request = VideoRequest(height=height, width=width, num_frames=num_frames, **arguments)
         if self.transformer is not None:
             request = request.with_some_prompt(self.transformer.config.text_dim)
-        plan, given = self._plan(request), request.prompt_embeds
-        num_tokens = request.max_sequence_length if given is None else given.shape[1]
+        plan = self._plan(request)
+        embeds = [change.embeds for change in plan.scripts[0].changes]
+        num_tokens = max(request.max_sequence_length if each is None else each.shape[1] for each in embeds)
         models = {**self.components, **plan.rewards}
         modules = {id(model): name for name, model in reversed(models.items()) if isinstance(model, torch.nn.Module)}
         weights = {name: weight_bytes(models[name]) for name in reversed(modules.values())}

@@ -134,7 +134,8 @@ def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -
     for index, size in enumerate(memory_sizes(search_plan)):
         least, most = choice.search_work(search, index, num_parents)
         batches = _batches(most, num_parents, search_plan.num_steps)
-        window = sum(frames[max(index + 1 - search_plan.request.reward_window, 0) : index + 1])
+        since = search_plan.scripts[0].stretch_begin(index)
+        window = sum(frames[max(index + 1 - search_plan.request.reward_window, since) : index + 1])
         num_scored = sum(each.candidates for each in most.passes if _num_steps(each, search_plan.num_steps))
         loads.append(ChunkLoad(index, num_parents, most.kept, batches, num_scored, size, frames[index], window))
         least_forwards += sum(b * steps for b, steps in _batches(least, num_parents, search_plan.num_steps))

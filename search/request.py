@@ -282,7 +282,7 @@ class VideoRequest:
         for each in values if self.reward_prompt is not None else ():
             texts = each.prompts.values() if timeline.is_timeline(each) else [each]
             if not all(isinstance(text, str | None) for text in texts):
-                kind = "a text, a `PromptTimeline` of texts, or a list with one for each prompt"
+                kind = "a string, a `PromptTimeline` of strings, or a list with one for each prompt"
                 raise TypeError(f"`reward_prompt` is {self.reward_prompt!r}; it must be {kind}.")
         return values
 

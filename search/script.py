@@ -172,7 +172,7 @@ def script_of(
     if reward_prompt is not None:
         read = _chunks("reward_prompt", timeline.as_timeline(reward_prompt).prompts, lengths, num_chunks)
         rewards = tuple(PromptChange(chunk_index, words) for chunk_index, words in read.items())
-    cuts = tuple(_chunks("cuts of `prompt`", dict.fromkeys(given.cuts), lengths, num_chunks))
+    cuts = tuple(_chunks("cuts", dict.fromkeys(given.cuts), lengths, num_chunks))
     return PromptScript(tuple(changes), rewards, cuts)
 
 

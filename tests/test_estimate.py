@@ -34,8 +34,7 @@ def the_first(pipe, chunk_index, state):
     return {"kept": [0, 1]}
 
 
-PROMPTS = PromptTimeline({0: torch.zeros(1, 6, 8), 21: torch.ones(1, 6, 8)})
-CHANGING = {"prompt": PROMPTS, "prompt_embeds": None}
+EARLY, LATE = (PromptTimeline({0: torch.zeros(1, 6, 8), frame: torch.ones(1, 6, 8)}) for frame in (21, 33))
 
 # By name: the stage that needs the most bytes, and the call.
 RUNS = {
@@ -63,11 +62,17 @@ RUNS = {
         {"memory": SlidingWindow(), "reward_window": 1, "num_frames": 81} | MANY_BEAMS,
     ),
     "a changing prompt": (
-        "recache",
-        {"memory": StaticSink(), "output_type": "latent", **MANY_BEAMS, **NO_REWARDS, **CHANGING},
+        "denoise",
+        {"prompt": EARLY, "memory": StaticSink(), "output_type": "latent", **MANY_BEAMS, **NO_REWARDS},
     ),
-    "a changing prompt that is searched": ("reward", {"memory": APPENDS, "recache": "all", **TWO_STEPS, **CHANGING}),
-    "a flush": ("denoise", {"recache": "flush", "output_type": "latent", **MANY_BEAMS, **NO_REWARDS, **CHANGING}),
+    "a changing prompt that is searched": (
+        "decode",
+        {"prompt": EARLY, "memory": APPENDS, "recache": "all", **TWO_STEPS},
+    ),
+    "a flush": (
+        "denoise",
+        {"prompt": LATE, "memory": APPENDS, "recache": "flush", "output_type": "latent", **MANY_BEAMS, **NO_REWARDS},
+    ),
     "thumbnails": (
         "decode",
         {
@@ -104,6 +109,8 @@ def run(toy, request):
     pipe, sizes = toy
     stage, arguments = request.param
     arguments = sizes | arguments
+    if "prompt" in arguments:
+        del arguments["prompt_embeds"]
     return partial(pipe, **arguments), pipe.estimate(**arguments), stage
 
 

@@ -59,7 +59,7 @@ CASES = {
     "cut beyond the video": (
         {"prompt": PromptTimeline({0: "a"}, cuts=(45,)), "memory": RELATIVE},
         ValueError,
-        "`cuts` of `prompt` has frame 45",
+        "`cuts` has frame 45",
     ),
     "reward words beyond the video": (
         {"reward_prompt": PromptTimeline({0: "a", 45: "b"})},
@@ -69,7 +69,7 @@ CASES = {
     "reward words that are embeddings": (
         {"reward_prompt": PromptTimeline({0: torch.zeros(1, 6, 8)})},
         TypeError,
-        "`reward_prompt` is .*`PromptTimeline` of texts",
+        "`reward_prompt` is .*`PromptTimeline` of strings",
     ),
     "num_frames between": ({"num_frames": 50}, ValueError, "`num_frames` is 50.*12 k - 3. Use 45 or 57"),
     "num_frames small": ({"num_frames": 5}, ValueError, "`num_frames` is 5;.*Use 9"),
