@@ -63,6 +63,7 @@ from .search.reward_pruning import mean_score, order_by
 from .search.running import RunningMixin, SearchInterrupted
 from .search.script import PromptScript, check_cuts, check_embeds
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
+from .search.timeline import PromptTimeline  # noqa: F401 - for callers where only the code is loaded
 from .search.trace import ChunkTrace, FinalTrace
 from .search.video_stream import StreamControl, VideoStream
 

@@ -23,7 +23,7 @@ from stream_t1.search import (
     SlidingWindow,
     StaticSink,
 )
-from stream_t1.search.script import blend_prompts
+from stream_t1.search.script import PromptChange, PromptScript, blend_prompts
 
 PLAIN = {"num_beams": 1, "num_candidates": 1, "output_type": "latent"}
 SEARCH = {"image_reward": brightness, "video_reward": contrast, "output_type": "latent"}
@@ -121,6 +121,20 @@ def test_a_change_during_a_transition_goes_on_from_the_mix(toy_pipeline, three):
     half = blend_prompts(*three[:2], 0.5)
     assert torch.equal(read[3], half) and torch.equal(read[4], blend_prompts(half, three[2], 0.5))
     assert torch.equal(read[5], three[2])
+
+
+def test_a_script_that_forgets_its_beginning_says_the_same_of_the_rest(three):
+    changes = [PromptChange(chunk, str(chunk), three[chunk % 3], transition=3) for chunk in (0, 2, 4, 5, 9)]
+    whole = PromptScript(tuple(changes), (PromptChange(0, "a"), PromptChange(6, "b")), cuts=(3, 8))
+    for first in range(1, 13):
+        rest = whole.forget(first)
+        assert len(rest.changes) <= len(whole.changes)
+        for chunk in range(first, 13):
+            assert rest.as_recorded(chunk) == whole.as_recorded(chunk)
+            assert torch.equal(rest.embeds(chunk), whole.embeds(chunk))
+            assert (rest.new_embeds(chunk) is None) == (whole.new_embeds(chunk) is None)
+            assert rest.stretch_begin(chunk) == whole.stretch_begin(chunk) or rest.stretch_begin(chunk) < first
+    assert [change.chunk_index for change in whole.forget(13).changes] == [9]
 
 
 def remembered_at(pipe, prompt, index, **arguments):
