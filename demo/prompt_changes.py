@@ -1,9 +1,9 @@
 """How soon a changed prompt is seen: `python -m stream_t1.demo.prompt_changes --output FOLDER`.
 
 Every change is a held-out caption of which the motion, the colour or both become others at frame 45. The judge reads
-the two seconds that begin with every chunk from the changed one on; a change takes as many chunks as pass before it sees
-what was changed. Every `recache` makes the same changes with the same seeds, as a single sample and with the default
-search. So does a video that has the later prompt from its beginning: how often that is right bounds the others.
+the two seconds from the beginning of every chunk on; a change takes as many chunks as pass before the judge sees what
+was changed. Every `recache` makes the same changes with the same seeds, as a single sample and in a search.
+So does a video that has the later prompt from its beginning: how often that is right bounds the others.
 
 FOLDER gets one line of JSON for every video. The same command resumes a run that was stopped.
 """
