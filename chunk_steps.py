@@ -35,6 +35,7 @@ from .search.memory_sinking import Route, decided_route, make_room
 from .search.noise_propagation import SEED_MODES, candidate_generator, draw_noise, propagate_noise, search_seed
 from .search.plan import PromptPlan
 from .search.policy_config import policy_positions, policy_recache
+from .search.prompt_search import Attempts
 from .search.request_checks import check_float_tensor, check_prompt_embeds
 from .search.reward_pruning import fused_score, normalize_scores
 from .search.running import SearchInterrupted
@@ -52,6 +53,8 @@ class ChunkSteps:
         chunk_index: of the video, from 0.
         levels: noise levels of the steps, after the shift, then 0. Default: those of the plan.
         work: to which this chunk's is added. Default: none so far.
+        attempts: at this chunk, which were given up before. Default: none.
+        most_back: chunks that a search may go back from this one, by `Choice(..., back=n)`.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class ChunkSteps:
         *,
         levels: tuple[float, ...] | None = None,
         work: ChunkWork | None = None,
+        attempts: Attempts | None = None,
+        most_back: int = 0,
     ) -> None:
         self.pipe, self.inputs, self.plan, self.chunk_index = pipe, inputs, inputs.plan, chunk_index
         self.levels, self.timesteps = self.plan.levels, self.plan.timesteps
@@ -76,6 +81,8 @@ class ChunkSteps:
         self._recached: dict[tuple[int, str], tuple[ChunkMemory, ChunkMemory]] = {}
         self._contexts: dict[int, tuple[ChunkMemory, ChunkContext]] = {}
         self._num_proposed = 0
+        self._attempts, self.most_back = Attempts() if attempts is None else attempts, most_back
+        self.next_number = self._attempts.num_proposed  # of a beam's candidate that no attempt has proposed
         self._generator: torch.Generator | None = None
 
     @property
@@ -109,15 +116,26 @@ class ChunkSteps:
         return min(self.plan.request.reward_window, self.chunk_index + 1 - since)
 
     @property
+    def prompt_embeds(self) -> torch.Tensor:
+        """(1, L, D): the prompt as the transformer reads it."""
+        return self._prompts.last.embeds
+
+    @property
     def next_prompt(self) -> Prompt:
         """What the next chunk's transformer reads, after what a callback changed."""
         return self._prompts.last
 
     @property
+    def num_turns(self) -> int:
+        """How often the search has turned back from this chunk, to this one again or to an older one."""
+        return self._attempts.num_turns
+
+    @property
     def generator(self) -> torch.Generator:
-        """For a search's own draws: a stream that no candidate has, seeded from the run's base and the chunk."""
+        """For a search's own draws: a stream that no candidate has, seeded from the run's base, chunk and attempt."""
         if self._generator is None:
-            self._generator = candidate_generator(search_seed(self.inputs.seeds[0], self.chunk_index))
+            seed = search_seed(self.inputs.seeds[0], self.chunk_index, self._attempts.num_made)
+            self._generator = candidate_generator(seed)
         return self._generator
 
     def propose(self, beams: Sequence[Beam], counts: Sequence[int] | int, first: int = 0) -> list[Candidate]:
@@ -126,6 +144,7 @@ class ChunkSteps:
         Args:
             counts: candidates of each beam; one number serves all.
             first: number of a beam's first one, which decides its seed: a second round begins where the last ended.
+                Attempts at this chunk that were given up have the numbers before.
 
         Raises:
             TypeError, ValueError: `counts` lacks a whole number for some beam, or `first` is below 0.
@@ -133,11 +152,12 @@ class ChunkSteps:
         counts = [counts] * len(beams) if isinstance(counts, Real) else list(counts)
         if len(counts) != len(beams):
             raise ValueError(f"`counts` has {len(counts)} numbers for {len(beams)} beams; give one each.")
-        first, candidates = whole_number("first", first, least=0), []
+        first, candidates = self._attempts.num_proposed + whole_number("first", first, least=0), []
         check_place(beams, (), self.chunk_index)
         for parent, (beam, count) in enumerate(zip(beams, counts, strict=True)):
-            for index in range(first, first + whole_number("counts", count, least=0)):
-                candidates.append(self._propose_one(beam, parent, index))
+            end = first + whole_number("counts", count, least=0)
+            candidates += [self._propose_one(beam, parent, index) for index in range(first, end)]
+            self.next_number = max(self.next_number, end)
         return candidates
 
     def _propose_one(self, beam: Beam, parent: int, index: int) -> Candidate:
@@ -222,7 +242,7 @@ class ChunkSteps:
             # Copies: a view would keep the whole batch alive for as long as one candidate of it is.
             changes = {"step": until, "prediction": prediction[row].clone()}
             changes["noisy"] = latents[row].clone() if is_replaced else None
-            candidate = replace(candidate.without_scores(), **changes)
+            candidate = replace(candidate.going_on(), **changes)
             if not finite[row]:
                 candidate = lose(candidate, "its latents are not finite", self.chunk_index)
             denoised.append(candidate)

@@ -11,7 +11,8 @@ from pathlib import Path
 from ..search.choice import most_kept
 from ..search.memory_sinking import RECACHE_MODES
 from ..search.request import VideoRequest
-from ..search.shipped import SHIPPED_SEARCHES, number_fields, search_of
+from ..search.search_names import SearchText, argument_kinds, described, written
+from ..search.shipped import SHIPPED_SEARCHES
 from ..search.timeline import PromptTimeline
 from .video import FORMATS, write_video
 
@@ -46,26 +47,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
         "--search",
-        choices=SHIPPED_SEARCHES,
-        help="with the numbers below; default: beam, or with no reward one sample",
+        metavar="NAME",
+        help=f"{', '.join(SHIPPED_SEARCHES)}, with the arguments below or in one text, as in "
+        '"particles:strength=4,num_particles=8"; default: beam, or with no reward one sample',
     )
-    for name, owners in search_numbers().items():
-        search = SHIPPED_SEARCHES[owners[0]]
-        field = number_fields(search)[name]
-        default = "" if field.default is MISSING else f"; default: {field.default}"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=field.type, help=f"of --search {', '.join(owners)}{default}"
-        )
+    for name, owners in search_arguments().items():
+        told = "; ".join(dict.fromkeys(_argument_help(name, owner) for owner in owners))
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"of --search {told}")
     parser.set_defaults(run=generate)
 
 
-def search_numbers() -> dict[str, list[str]]:
-    """The names of the shipped searches that have a number, by the name of the number."""
+def search_arguments() -> dict[str, list[str]]:
+    """The names of the shipped searches that have an argument, by the name of the argument.
+
+    What a call has too, such as `image_reward`, a search is told in its text alone.
+    """
+    of_calls = {field.name for field in fields(VideoRequest)} - {"num_beams", "num_candidates"}
     owners: dict[str, list[str]] = {}
     for name, search in SHIPPED_SEARCHES.items():
-        for number in number_fields(search):
-            owners.setdefault(number, []).append(name)
+        for argument in argument_kinds(search):
+            if argument not in of_calls:
+                owners.setdefault(argument, []).append(name)
     return owners
+
+
+def _argument_help(name: str, owner: str) -> str:
+    """A search's name, and which values its argument takes and has."""
+    search = SHIPPED_SEARCHES[owner]
+    kind, (found,) = argument_kinds(search)[name], (field for field in fields(search) if field.name == name)
+    default = "" if found.default is MISSING else f", {written(kind, found.default)} by default"
+    return f"{owner}: {described(kind)}{default}"
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -139,16 +150,18 @@ def chosen_search(arguments: argparse.Namespace) -> dict[str, object]:
     """What the call is told of its search.
 
     Raises:
-        TypeError, ValueError: `--search` does not have a number that was given, or lacks one.
+        TypeError, ValueError: `--search` does not have an argument that was given, or lacks one.
     """
-    given = {name: getattr(arguments, name) for name in search_numbers() if getattr(arguments, name) is not None}
+    given = {name: getattr(arguments, name) for name in search_arguments() if getattr(arguments, name) is not None}
     if arguments.search is not None:
-        return {"search": search_of(arguments.search, given)}
-    foreign = [name for name in given if name not in number_fields(SHIPPED_SEARCHES["beam"])]
+        return {"search": SearchText.parse(arguments.search, given).build()}
+    foreign = [name for name in given if name not in ("num_beams", "num_candidates")]
     if foreign:
-        owner = search_numbers()[foreign[0]][0]
-        raise ValueError(f"`{foreign[0]}` is a number of another search; say `--search {owner}`.")
-    return given  # a call knows its own defaults, which depend on the rewards
+        owner = search_arguments()[foreign[0]][0]
+        raise ValueError(f"`{foreign[0]}` is an argument of a search; say `--search {owner}`.")
+    return dict(
+        SearchText.parse("beam", given).arguments
+    )  # a call knows its own defaults, which depend on the rewards
 
 
 def check_nothing_to_choose(request: VideoRequest) -> None:
@@ -166,7 +179,7 @@ def check_nothing_to_choose(request: VideoRequest) -> None:
 
 def decision(pipe: "StreamT1Pipeline", trace: "SearchTrace") -> str:  # noqa: F821 - loaded on use
     """What decided about the video: which rewards, among how many candidates."""
-    tried = sum(len(chunk.candidates) for chunk in trace.chunks)
+    tried = sum(len(record.candidates) for record in trace.records)
     rewards = {name: getattr(pipe, name) for name in ("image_reward", "video_reward")}
     named = " and ".join(f"{name} {type(each).__name__}" for name, each in rewards.items() if each is not None)
     if tried == len(trace.chunks):

@@ -28,6 +28,8 @@ class EarlyPruning:
     after_step: int
     num_beams: int = 1
 
+    scales = "num_candidates"
+
     drops = True
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """What a run will cost, before it: work, operations, and bytes by part."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -102,25 +103,41 @@ class MemorySize:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Candidates that are denoised together."""
+
+    candidates: int
+    num_steps: int
+    context_chunks: int  # that they read
+
+    @property
+    def forwards(self) -> int:
+        return self.candidates * self.num_steps
+
+
+@dataclass(frozen=True)
 class ChunkLoad:
     """What one chunk does, and beside how much memory."""
 
     index: int
     num_parents: int
     num_kept: int
-    batches: tuple[tuple[int, int], ...]  # candidates that are denoised together, and in how many steps
+    clean_passes: int
+    batches: tuple[Batch, ...]
     num_scored: int  # predictions and finished candidates
+    num_rolled: tuple[tuple[int, int], ...]  # roll-outs' predictions: the chunk that they are of, and how many
+    recaches: "tuple[tuple[_Recached, int, int], ...]"  # each with its number of beams, and of prompts that are read
     size: MemorySize
     new_frames: int  # pixel frames of the chunk
     window_frames: int  # and of the video reward's window
 
     @property
     def forwards(self) -> int:
-        return sum(batch * num_steps for batch, num_steps in self.batches)
+        return sum(batch.forwards for batch in self.batches)
 
     @property
     def recached_chunks(self) -> int:
-        return 0 if self.size.recached is None else self.num_parents * self.size.recached.pass_chunks
+        return sum(number * again.pass_chunks for again, number, _ in self.recaches)
 
 
 def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -> tuple[list[ChunkLoad], int]:
@@ -129,28 +146,58 @@ def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -
     Raises:
         ValueError: the search does not say what it does.
     """
-    search, num_parents, loads, least_forwards = search_plan.search, 1, [], 0
-    frames = [pixel_frames[min(index, 1)] for index in range(search_plan.num_chunks)]
-    for index, size in enumerate(memory_sizes(search_plan)):
-        least, most = choice.search_work(search, index, num_parents)
-        batches = _batches(most, num_parents, search_plan.num_steps)
-        since = search_plan.scripts[0].stretch_begin(index)
-        window = sum(frames[max(index + 1 - search_plan.request.reward_window, since) : index + 1])
-        num_scored = sum(each.candidates for each in most.passes if _num_steps(each, search_plan.num_steps))
-        loads.append(ChunkLoad(index, num_parents, most.kept, batches, num_scored, size, frames[index], window))
-        least_forwards += sum(b * steps for b, steps in _batches(least, num_parents, search_plan.num_steps))
+    search, num_chunks, num_parents = search_plan.search, search_plan.num_chunks, 1
+    loads, least_forwards, sizes = [], 0, memory_sizes(search_plan)
+    contexts = [size.context_chunks for size in sizes]
+    for index, size in enumerate(sizes):
+        least, most = choice.search_work(search, index, num_parents, None if search_plan.is_endless else num_chunks)
+        made = [each for each in most.passes if _num_steps(each, search_plan.num_steps)]
+        load = ChunkLoad(
+            index,
+            num_parents,
+            num_kept=most.kept,
+            clean_passes=most.more_clean_passes + (0 if search_plan.is_last(index) else most.kept),
+            batches=_batches(most, num_parents, search_plan.num_steps, contexts[index:]),
+            num_scored=sum(each.candidates for each in made if each.ahead == 0),
+            num_rolled=tuple((index + each.ahead, each.candidates) for each in made if each.ahead > 0),
+            recaches=_recaches(sizes, index, num_parents, made),
+            size=size,
+            new_frames=pixel_frames[min(index, 1)],
+            window_frames=_window_frames(search_plan, pixel_frames, index),
+        )
+        loads.append(load)
+        least_batches = _batches(least, num_parents, search_plan.num_steps, contexts[index:])
+        least_forwards += sum(batch.forwards for batch in least_batches)
         num_parents = most.kept
     return loads, least_forwards
 
 
-def _batches(work: "choice.SearchWork", num_parents: int, num_steps: int) -> tuple[tuple[int, int], ...]:
+def _window_frames(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int], index: int) -> int:
+    first = max(index + 1 - search_plan.request.reward_window, search_plan.scripts[0].stretch_begin(index))
+    return sum(pixel_frames[min(each, 1)] for each in range(first, index + 1))
+
+
+def _recaches(
+    sizes: "list[MemorySize]", index: int, num_parents: int, made: "list[choice.SearchPass]"
+) -> "tuple[tuple[_Recached, int, int], ...]":
+    """What is remembered again, by the beams and by the roll-outs of a chunk, each of which reads its own prompt."""
+    rolled = [(sizes[index + each.ahead].recached, each.candidates, each.candidates) for each in made if each.ahead]
+    found = [(sizes[index].recached, num_parents, 1), *rolled]
+    return tuple(each for each in found if each[0] is not None)
+
+
+def _batches(
+    work: "choice.SearchWork", num_parents: int, num_steps: int, contexts: Sequence[int]
+) -> tuple[Batch, ...]:
+    """What is denoised together; `contexts` has the chunks that this chunk and later ones read."""
     batches = []
     for each in work.passes:
+        steps, context = _num_steps(each, num_steps), contexts[min(each.ahead, len(contexts) - 1)]
         for share in noise_propagation.split_evenly(each.candidates, num_parents):
-            size = work.batch or max(share, 1)
+            size = 1 if each.ahead else work.batch or max(share, 1)
             whole, rest = divmod(share, size)
-            batches += [(batch, _num_steps(each, num_steps)) for batch in [size] * whole + [rest] * (rest > 0)]
-    return tuple((batch, steps) for batch, steps in batches if steps)
+            batches += [Batch(number, steps, context) for number in [size] * whole + [rest] * (rest > 0)]
+    return tuple(batch for batch in batches if batch.num_steps)
 
 
 def _num_steps(search_pass: "choice.SearchPass", num_steps: int) -> int:
@@ -172,13 +219,15 @@ def estimate_run(
     loads, least_forwards = chunk_loads(search_plan, pixel_frames)
     num_beams, num_chunks = max(load.num_kept for load in loads), search_plan.num_chunks
     decoded = [_num_decoded(search_plan, load) for load in loads]
-    scored = sum(load.num_scored * _frames_read(search_plan, load) for load in loads)
+    scored = sum(_frames_read(search_plan, load, pixel_frames) for load in loads)
     height, width = search_plan.size
     picture = 3 * height * width if search_plan.has_pixels else 0
     latents = 4 * math.prod(search_plan.latent_shape)  # float32
     averages = costs.chunk_bytes * 4 // costs.itemsize
     sizes = [load.size for load in loads]
     held = max(s.held_averages * averages + (s.held_chunks - s.held_averages) * costs.chunk_bytes for s in sizes)
+    # Beams of chunks to which the search may go back: what has left since, and sinks as they were.
+    older = search_plan.depth * (costs.chunk_bytes + max(size.held_averages for size in sizes) * averages)
     stages: dict[str, int] = {}
     for load in loads:
         for stage, size in _stage_bytes(search_plan, costs, load, latents, picture).items():
@@ -193,14 +242,14 @@ def estimate_run(
         num_chunks=num_chunks,
         least_forwards=least_forwards,
         forwards=sum(load.forwards for load in loads),
-        clean_passes=sum(load.num_kept for load in loads[:-1]),
+        clean_passes=sum(load.clean_passes for load in loads),
         recached_chunks=sum(load.recached_chunks for load in loads),
         latents_decoded=sum(decoded) * search_plan.latent_shape[1],
         frames_scored=scored,
         flops={stage: count for stage, count in flops.items() if count},
         always_bytes={
             **{f"weights of {name}": size for name, size in weights.items()},
-            "memory": num_beams * held + costs.text_bytes * (1 + any(size.recached is not None for size in sizes)),
+            "memory": num_beams * (held + older) + costs.text_bytes * (2 if any(s.recached for s in sizes) else 1),
             "videos": num_beams * (num_chunks * latents + num_pixels),
         },
         stage_bytes=stages,
@@ -209,14 +258,18 @@ def estimate_run(
 
 def _num_decoded(search_plan: "plan.SearchPlan", load: ChunkLoad) -> int:
     if search_plan.is_seen:
-        return load.num_scored
+        return load.num_scored + sum(number for _, number in load.num_rolled)
     return load.num_kept if search_plan.has_pixels else 0
 
 
-def _frames_read(search_plan: "plan.SearchPlan", load: ChunkLoad) -> int:
-    """Frames of one candidate that the rewards read."""
-    image = 0 if search_plan.image_reward is None else load.new_frames
-    return image + (0 if search_plan.video_reward is None else load.window_frames)
+def _frames_read(search_plan: "plan.SearchPlan", load: ChunkLoad, pixel_frames: tuple[int, int]) -> int:
+    """Frames that the rewards read."""
+    num_read = 0
+    for index, number in ((load.index, load.num_scored), *load.num_rolled):
+        image = 0 if search_plan.image_reward is None else pixel_frames[min(index, 1)]
+        window = 0 if search_plan.video_reward is None else _window_frames(search_plan, pixel_frames, index)
+        num_read += number * (image + window)
+    return num_read
 
 
 def _flops(search_plan: "plan.SearchPlan", costs: Costs, loads: list[ChunkLoad], decoded: list[int]) -> dict[str, int]:
@@ -224,17 +277,19 @@ def _flops(search_plan: "plan.SearchPlan", costs: Costs, loads: list[ChunkLoad],
     reading = costs.forward_flops(1, 0, fills_prompt=True) - costs.forward_flops(1, 0)
     for load, num_decoded in zip(loads, decoded, strict=True):
         context = load.size.context_chunks
-        flops["denoise"] += sum(steps * costs.forward_flops(batch, context) for batch, steps in load.batches)
-        again = load.size.recached
-        if load.index == 0 or again is not None:  # the first forward of a prompt reads it
-            flops["recache" if load.recached_chunks else "denoise"] += reading
-        if load.recached_chunks:
-            once = costs.forward_flops(1, again.context_chunks, num_chunks=again.pass_chunks)
-            flops["recache"] += load.num_parents * once
-        if load.index < search_plan.num_chunks - 1:
-            flops["clean_pass"] += load.num_kept * costs.forward_flops(1, context)
+        for batch in load.batches:
+            flops["denoise"] += batch.num_steps * costs.forward_flops(batch.candidates, batch.context_chunks)
+        flops["denoise"] += reading if load.index == 0 else 0
+        for again, number, num_prompts in load.recaches:
+            flops["recache" if again.pass_chunks else "denoise"] += num_prompts * reading
+            if again.pass_chunks:
+                once = costs.forward_flops(1, again.context_chunks, num_chunks=again.pass_chunks)
+                flops["recache"] += number * once
+        flops["clean_pass"] += load.clean_passes * costs.forward_flops(1, context)
         if num_decoded:
-            flops["decode"] += num_decoded * costs.decode_flops(load.index == 0)
+            num_rolled = num_decoded - load.num_scored if load.num_rolled else 0
+            flops["decode"] += (num_decoded - num_rolled) * costs.decode_flops(load.index == 0)
+            flops["decode"] += num_rolled * costs.decode_flops(False)
     return flops
 
 
@@ -247,12 +302,15 @@ def _stage_bytes(
     chosen.
     """
     context, num_decoded = load.size.context_chunks, _num_decoded(search_plan, load)
-    parent_states = 0 if load.index == 0 or not search_plan.has_pixels else load.num_parents
+    older = min(search_plan.depth, load.index - 1)
+    parent_states = 0 if load.index == 0 or not search_plan.has_pixels else load.num_parents * (1 + older)
     all_states = parent_states + num_decoded if num_decoded else 0
-    kept_states = load.num_kept if num_decoded else 0
-    batch, num_steps = max(batch for batch, _ in load.batches), search_plan.num_steps
-    other_contexts = (load.num_parents - 1) * context * costs.chunk_bytes
-    contexts = load.num_parents * context * costs.chunk_bytes
+    kept_states = (load.num_kept + load.num_parents * min(search_plan.depth, load.index)) if num_decoded else 0
+    batch, num_steps = max(batch.candidates for batch in load.batches), search_plan.num_steps
+    # A roll-out remembers its candidate, and reads that as well.
+    rolled = (2 + max(batch.context_chunks for batch in load.batches)) * costs.chunk_bytes if load.num_rolled else 0
+    other_contexts = (load.num_parents - 1) * context * costs.chunk_bytes + rolled
+    contexts = load.num_parents * context * costs.chunk_bytes + rolled
     # Candidates: their noise, that of later steps too, their latents and pixels.
     made = load.num_scored * ((num_steps + 1) * latents + picture * load.new_frames)
     # In a forward: its inputs, the noise that comes after it, and sums in float64.
@@ -278,7 +336,7 @@ def _stage_bytes(
         return {stage: size + made for stage, size in stages.items()}
     # The memories of before the change are there until the chunk is done.
     new = load.num_parents * again.new_chunks * costs.chunk_bytes
-    if load.recached_chunks:
+    if again.pass_chunks:
         one_pass = costs.forward_bytes(1, again.context_chunks, again.pass_chunks)
         recorded = again.pass_chunks * costs.chunk_bytes
         stages["recache"] = one_pass + recorded + again.pass_chunks * latents + costs.decode_bytes(0, parent_states)

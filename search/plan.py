@@ -76,6 +76,12 @@ class SearchPlan:
         return len(self.levels) - 1
 
     @property
+    def depth(self) -> int:
+        """Chunks that the search may go back: what `max_lag` settles stays as it is."""
+        depth, lag = getattr(self.search, "depth", 0), self.request.max_lag
+        return depth if lag is None else min(depth, lag)
+
+    @property
     def num_lineages(self) -> int:
         """Base seeds that each prompt's search draws."""
         return getattr(self.search, "num_lineages", 1)
@@ -112,7 +118,7 @@ class SearchPlan:
             "sink_frames": self.sink_frames,
             "levels": list(self.levels[:-1]),
             "search": recorded.as_config(self.search),
-            "num_beams": choice.most_kept(self.search),
+            "num_beams": choice.most_ended(self.search),
             "num_candidates": None if beams is None else beams.num_candidates,
             **self.request.as_config(),
             "recache": self.recache,

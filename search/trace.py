@@ -5,7 +5,7 @@ Plain numbers and text, no tensors: `trace.save("trace.json")`, `SearchTrace.loa
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
@@ -36,10 +36,16 @@ class CandidateTrace:
     kept_as: list[int] = field(default_factory=list)  # which of the next beams it became; before version 0.2 not told
     step: int | None = None  # denoising steps done; its scores are of the prediction after them
     own: list[str] = field(default_factory=list)  # what the search put instead of the drawn: "noise", "memory"
+    partial_scores: list[list[float]] = field(default_factory=list)  # [step, score] of predictions before this one
+    round: int = 0  # of a search that has several at a chunk
+    generation: int = 0  # of a search that has children
+    ancestor: int | None = None  # index, among the chunk's candidates, of the one whose child it is
+    log_weight: float | None = None  # as its search weighed it, before any resampling
 
     @classmethod
     def of(cls, candidate: "beam.Candidate", kept_as: list[int]) -> "CandidateTrace":
         own = {"kept": bool(kept_as), "kept_as": kept_as}
+        own["partial_scores"] = [list(each) for each in candidate.partial_scores]
         names = (field.name for field in fields(cls) if field.name not in own)
         return cls(**own, **{name: getattr(candidate, name) for name in names})
 
@@ -91,7 +97,9 @@ class ChunkTrace:
     evicted: list[EvictionTrace]  # as the chunk was committed
     sinks: list[list[int]]  # per kept beam, the first latent frame of each sink
     work: ChunkWork
-    # Before version 0.3 the chunk's words were not told: they were those of the trace's `config`, at every chunk.
+    log_weights: list[float] = field(default_factory=list)  # of the kept beams; empty where none has any but 0
+    notes: list[str] = field(default_factory=list)  # the search's own
+    # Older traces lack the next four: every chunk had the words of the trace's `config`.
     prompt: str | None = None  # None: there were only embeddings
     reward_prompt: str | None = None  # what rewards read
     prompt_weight: float = 1.0  # of the prompt, below 1 in a transition: what was before it has the rest
@@ -104,12 +112,22 @@ class ChunkTrace:
         beams: "list[beam.Beam]",
         fusion_weight: float,
         work: ChunkWork,
-        words: dict[str, str | float | bool | None],
+        notes: Sequence[str] = (),
+        words: dict[str, str | float | bool | None] | None = None,
     ) -> "ChunkTrace":
         """The record of a chunk from its candidates, the beams that grew from them, and what is told of its prompt."""
         evicted = [EvictionTrace(place, *left) for place, beam in enumerate(beams) for left in beam.evicted]
-        sinks = [beam.sink_start_frames for beam in beams]
-        return cls(fusion_weight, candidates, evicted, sinks, work, **words)
+        weights = [beam.log_weight for beam in beams]
+        return cls(
+            fusion_weight,
+            candidates,
+            evicted,
+            sinks=[beam.sink_start_frames for beam in beams],
+            work=work,
+            log_weights=weights if any(weights) else [],
+            notes=list(notes),
+            **(words or {}),
+        )
 
     def grown_into(self, beam_index: int) -> CandidateTrace:
         """The candidate that became a beam; in traces before version 0.2, beams stand in the order of their scores."""
@@ -117,6 +135,14 @@ class ChunkTrace:
             if beam_index in candidate.kept_as:
                 return candidate
         return sorted((c for c in self.candidates if c.kept), key=lambda c: -c.score)[beam_index]
+
+
+@dataclass(frozen=True)
+class GivenUpTrace:
+    """An attempt at a chunk that was given up, by a search that went back to this chunk or to an older one."""
+
+    chunk: int
+    record: ChunkTrace  # what it was; of the chunk at which the search turned back, nothing is kept
 
 
 @dataclass(frozen=True)
@@ -140,6 +166,25 @@ class SearchTrace:
     final: FinalTrace | None = None  # None while the search runs
     # name, or "NAME.PART", to, per chunk, the kept candidates; None where a monitor had no number
     monitors: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    given_up: list[GivenUpTrace] = field(default_factory=list)  # in the order in which they were made
+
+    @property
+    def records(self) -> list[ChunkTrace]:
+        """All that was done: every chunk, and then every attempt that was given up."""
+        return [*self.chunks, *(attempt.record for attempt in self.given_up)]
+
+    @property
+    def works(self) -> list[ChunkWork]:
+        """What `records` cost."""
+        return [record.work for record in self.records]
+
+    def give_up(self, num_chunks: int, attempt: ChunkTrace) -> None:
+        """Enters an attempt at the next chunk with which the last `num_chunks` are given up too."""
+        first = len(self.chunks) - num_chunks
+        records = [*self.chunks[first:], attempt]
+        self.given_up.extend(GivenUpTrace(first + place, record) for place, record in enumerate(records))
+        for records in (self.chunks, *self.monitors.values()):
+            del records[first:]
 
     def add(self, chunk: ChunkTrace, monitored: dict[str, list[float | None]]) -> None:
         """Enters a finished chunk; a part that a monitor gives for some chunks only is empty for the others."""
@@ -166,8 +211,8 @@ class SearchTrace:
         return path[::-1]
 
     def keep_last(self, num_chunks: int) -> None:
-        """Forgets all but the last chunks, in place."""
-        for records in (self.chunks, *self.monitors.values()):
+        """Forgets all but the last chunks, and attempts, in place."""
+        for records in (self.chunks, self.given_up, *self.monitors.values()):
             del records[:-num_chunks]
 
     def save(self, path: str | PathLike, *, overwrite: bool = False) -> None:
@@ -194,14 +239,17 @@ class SearchTrace:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
         content.pop("made_by", None)
-        chunks = [
-            ChunkTrace(
-                candidates=[CandidateTrace(**candidate) for candidate in chunk.pop("candidates")],
-                evicted=[EvictionTrace(**eviction) for eviction in chunk.pop("evicted")],
-                work=ChunkWork(**chunk.pop("work")),
-                **chunk,
-            )
-            for chunk in content.pop("chunks")
-        ]
+        chunks = [_chunk(each) for each in content.pop("chunks")]
+        given_up = [GivenUpTrace(each["chunk"], _chunk(each["record"])) for each in content.pop("given_up", [])]
         final = content.pop("final")
-        return cls(**content, chunks=chunks, final=None if final is None else FinalTrace(**final))
+        final = None if final is None else FinalTrace(**final)
+        return cls(**content, chunks=chunks, final=final, given_up=given_up)
+
+
+def _chunk(content: dict[str, Json]) -> ChunkTrace:
+    parts = {
+        "candidates": [CandidateTrace(**candidate) for candidate in content["candidates"]],
+        "evicted": [EvictionTrace(**eviction) for eviction in content["evicted"]],
+        "work": ChunkWork(**content["work"]),
+    }
+    return ChunkTrace(**{**content, **parts})

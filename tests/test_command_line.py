@@ -26,8 +26,9 @@ from stream_t1.demo import CHECKPOINT, load_pipeline, vocabulary_note
 from stream_t1.search import SearchTrace
 from stream_t1.search.beam_search import BeamSearch
 from stream_t1.search.early_stop import EarlyStop
+from stream_t1.search.particle_search import ParticleSearch
 from stream_t1.search.request import VideoRequest
-from stream_t1.search.shipped import SHIPPED_SEARCHES, number_fields, search_of
+from stream_t1.search.shipped import SHIPPED_SEARCHES
 
 ROOT = Path(stream_t1.__file__).parent
 PROMPT = "a red circle moving left on a white background"
@@ -215,6 +216,12 @@ def called(monkeypatch):
         ("--search best-of-n --num-videos 4", SHIPPED_SEARCHES["best-of-n"](4)),
         ("--search early-stop --margin 0.5 --patience 2", EarlyStop(BeamSearch(), margin=0.5, patience=2)),
         ("--search early-stop --num-candidates 4", EarlyStop(BeamSearch(num_candidates=4))),
+        (
+            "--search early-stop --inner best-of-n(num_videos=3) --margin inf",
+            EarlyStop(SHIPPED_SEARCHES["best-of-n"](3)),
+        ),
+        ("--search beam --budget 2x8/2x2", BeamSearch(budget=[(2, 8), (2, 2)])),
+        ("--search particles:strength=4 --num-particles 3 --potential max", ParticleSearch(3, 4, "max")),
     ],
 )
 def test_a_shipped_search_is_named_with_its_numbers(called, tmp_path, options, search):
@@ -235,6 +242,9 @@ def test_a_call_is_told_only_what_was_given(called, tmp_path):
         ("--search best-of-n --num-videos 2 --num-beams 3", "'best-of-n', which has no `num_beams`"),
         ("--search beam --patience 2 --margin 1", "has no `margin` and no `patience`"),
         ("--num-videos 3", "say `--search best-of-n`"),
+        ("--search beem", "The nearest is 'beam'"),
+        ("--search beam:num_beams=3 --num-beams 2", "`num_beams` of the search 'beam' is given twice"),
+        ("--num-beams two", "`num_beams` of the search 'beam' is 'two'; it must be a whole number"),
         ("--search best-of-n --num-videos 0", "`num_videos` of BestOfN is 0"),
     ],
 )
@@ -258,14 +268,6 @@ def test_a_new_search_and_a_new_number_are_options_by_being_registered(monkeypat
     monkeypatch.setitem(SHIPPED_SEARCHES, "luck", Luck)
     assert main([PROMPT, "-o", str(tmp_path / "a.mp4"), *"--search luck --wheel-spins 7 --hope 1".split()]) == 2
     assert called[0]["search"] == Luck(7, 1.0)
-
-
-def test_every_shipped_search_has_numbers_and_is_built_from_them():
-    for name, search in SHIPPED_SEARCHES.items():
-        numbers = {key: 3 if field.type is int else 0.5 for key, field in number_fields(search).items()}
-        numbers |= {"elites": 2} if "elites" in numbers else {}
-        made = search_of(name, numbers)
-        assert numbers and type(made) is search and {key: getattr(made, key) for key in numbers} == numbers
 
 
 @pytest.fixture

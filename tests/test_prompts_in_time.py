@@ -18,6 +18,7 @@ from stream_t1.search import (
     BestOfN,
     Choice,
     EMASink,
+    Lookahead,
     RewardRoutedSink,
     SearchTrace,
     SlidingWindow,
@@ -436,3 +437,13 @@ def test_an_estimate_counts_the_recaches_of_the_run(toy_models, three, memory, r
     assert pipe.estimate(num_frames=81, **given).recached_chunks == done and (done > 0) == (
         recache in ("window", "all")
     )
+
+
+def test_an_estimate_counts_the_recaches_of_roll_outs(toy_models, three):
+    pipe = StreamT1Pipeline(None, None, *toy_models, FewStepFlowMatchScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    given = {"search": Lookahead(BeamSearch(1, 2), chunks=2, steps=1), "image_reward": brightness, "num_frames": 57}
+    given |= {"height": 16, "width": 16, "output_type": "latent", "num_inference_steps": 1, "memory": StaticSink()}
+    given |= {"prompt": PromptTimeline({0: three[0], 33: three[1]})}
+    done = [chunk.work.recached_chunks for chunk in pipe(**given).trace.chunks]
+    assert done == [0, 6, 6, 3, 0] and pipe.estimate(**given).recached_chunks == 15
