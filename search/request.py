@@ -276,15 +276,14 @@ class VideoRequest:
                 raise ValueError(f"`{name}` is {list(names)}; it must be {wanted}.")
 
     def reward_prompts(self) -> "list[str | timeline.PromptTimeline | None]":
-        """What the rewards of each video read; None where there is nothing in words."""
-        words = self.prompt if self.reward_prompt is None else self.reward_prompt
-        values = request_checks.per_prompt("reward_prompt", words, object, self.num_prompts)
-        for each in values if self.reward_prompt is not None else ():
+        """What the rewards of each video read: its prompt where nothing else is said; None where that has no words."""
+        values = request_checks.per_prompt("reward_prompt", self.reward_prompt, object, self.num_prompts)
+        for each in values:
             texts = each.prompts.values() if timeline.is_timeline(each) else [each]
             if not all(isinstance(text, str | None) for text in texts):
                 kind = "a string, a `PromptTimeline` of strings, or a list with one for each prompt"
                 raise TypeError(f"`reward_prompt` is {self.reward_prompt!r}; it must be {kind}.")
-        return values
+        return [prompt if each is None else each for each, prompt in zip(values, self.prompts(), strict=True)]
 
     def prompts(self) -> "list[str | timeline.PromptTimeline | None]":
         """What each video is of; None where there are only `prompt_embeds`."""
@@ -300,7 +299,7 @@ class VideoRequest:
             ValueError: a prompt lies beyond the video, or holds for no chunk of it.
         """
         prompts = self.prompts() if self.prompt is not None else self.prompt_embeds.split(1)
-        rewards = self.reward_prompts() if self.reward_prompt is not None else [None] * self.num_prompts
+        rewards = request_checks.per_prompt("reward_prompt", self.reward_prompt, object, self.num_prompts)
         given = {"transition": self.transition, "lengths": lengths, "num_chunks": num_chunks}
         return [script.script_of(*pair, **given) for pair in zip(prompts, rewards, strict=True)]
 
@@ -320,7 +319,7 @@ class VideoRequest:
         self.check_prompt(text_dim)
         self.check_monitors()
         for each in self.reward_prompts():
-            if isinstance(each, str) and self.reward_prompt is not None:
+            if isinstance(each, str):
                 request_checks.check_encodable("reward_prompt", each)
         self.generators()
         if self.output_type != "latent" and not has_vae:

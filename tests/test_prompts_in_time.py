@@ -309,6 +309,14 @@ def test_texts_and_timelines_may_stand_in_one_list(reading_pipeline):
     assert told == [["a"] * 3, ["b", "b", "c"]]
 
 
+def test_a_timeline_of_another_copy_of_the_code_is_known_by_what_it_has(reading_pipeline):
+    """Such as one of the installed package, where the pipeline is remote code."""
+    other = type("PromptTimeline", (), vars(PromptTimeline({0: "a", 9: "b"})) | {"texts": ["a", "b"]})()
+    other.as_config = lambda: {"of": "another copy"}
+    trace = reading_pipeline(other, num_frames=21, **PLAIN).trace
+    assert [chunk.prompt for chunk in trace.chunks] == ["a", "b"] and trace.config["prompt"] == {"of": "another copy"}
+
+
 class Reading:
     """A reward that notes what it reads: words, and pictures in a clip."""
 
@@ -353,6 +361,15 @@ def test_rewards_may_read_a_timeline_of_their_own(toy_pipeline, three):
     assert [frames for _, frames in video.calls] == [9, 21, 12, 24, 36, 12, 24, 21, 36, 24]
     assert [chunk.prompt for chunk in trace.chunks] == [None] * 7
     assert trace.config["reward_prompt"] == {"prompts": {"0": "a", "57": "b"}, "cuts": []}
+
+
+def test_of_several_videos_some_may_have_reward_words_of_their_own(reading_pipeline):
+    video = Reading()
+    arguments = {"video_reward": video, "output_type": "latent", "num_beams": 1, "num_candidates": 1}
+    output = reading_pipeline(["a", "b"], reward_prompt=["c", None], num_frames=9, **arguments)
+    assert {word for word, _ in video.calls[:2]} == {"c"} and {word for word, _ in video.calls[2:]} == {"b"}
+    assert [trace.chunks[0].reward_prompt for trace in output.traces] == ["c", "b"]
+    assert [trace.config["reward_prompt"] for trace in output.traces] == ["c", "b"]
 
 
 class Routing(RewardRoutedSink):
