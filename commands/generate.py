@@ -9,9 +9,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from ..search.choice import most_kept
+from ..search.memory_sinking import RECACHE_MODES
 from ..search.request import VideoRequest
 from ..search.search_names import SearchText, argument_kinds, described, written
 from ..search.shipped import SHIPPED_SEARCHES
+from ..search.timeline import PromptTimeline
 from .video import FORMATS, write_video
 
 LARGEST_SEED = 2**53 - 1  # seeds stand in JSON, whose readers keep whole numbers exactly up to here
@@ -22,7 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Turns a prompt into a video, by search, with the demo model that comes with the package or with another. "
         "With no reward there is nothing to search by: the video is a plain sample."
     )
-    parser.add_argument("prompt", help='for example "a red circle moving left on a white background"')
+    parser.add_argument("prompt", nargs="?", help='for example "a red circle moving left on a white background"')
+    parser.add_argument(
+        "--timeline",
+        metavar="TEXT|FILE.json",
+        help='instead of PROMPT, prompts that change: "a red circle [3s] | a blue circle [2s]", or a file with '
+        '{"prompts": {"0": "a red circle", "45": "a blue circle"}} by frame',
+    )
+    parser.add_argument("--transition", type=int, default=0, help="chunks over which a changed prompt is mixed in")
+    parser.add_argument("--recache", choices=RECACHE_MODES, help="what becomes of the past when the prompt changes")
     parser.add_argument("--model", help="folder or Hub id that StreamT1Pipeline loads; default: the demo")
     parser.add_argument("--image-reward", help="folder or Hub id of a converted reward; the demo has its own")
     parser.add_argument("--video-reward", help="likewise")
@@ -30,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replaces the video at OUTPUT")
     request = {field.name: field.default for field in fields(VideoRequest)}
     parser.add_argument(
-        "--num-frames", type=int, default=request["num_frames"], help="12 k - 3; default: %(default)s, at 16 a second"
+        "--num-frames",
+        type=int,
+        help=f"12 k - 3; default: the timeline's, or {request['num_frames']}, at 16 a second",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
@@ -78,21 +90,27 @@ def generate(arguments: argparse.Namespace) -> None:
             check_place(path, **options)
         except OSError as error:
             raise ValueError(f"`--output`: {error}") from error
-    search = chosen_search(arguments)
+    search, prompt = chosen_search(arguments), chosen_prompt(arguments)
     import torch
 
-    pipe = load_demo(arguments.prompt) if arguments.model is None else load_model(arguments.model)
+    pipe = load_demo(prompt) if arguments.model is None else load_model(arguments.model)
+    prompt = chosen_prompt(arguments, pipe.config.fps, pipe.config.chunk_frames)
     for name in ("image_reward", "video_reward"):
         if getattr(arguments, name) is not None:
             setattr(pipe, name, getattr(arguments, name))
     if torch.accelerator.is_available():
         pipe.to(torch.accelerator.current_accelerator())
     if pipe.image_reward is pipe.video_reward is None:
-        check_nothing_to_choose(VideoRequest(arguments.prompt, **search))
+        check_nothing_to_choose(VideoRequest(prompt, **search))
+    num_frames = arguments.num_frames
+    if num_frames is None:
+        num_frames = getattr(prompt, "num_frames", None) or VideoRequest.num_frames
     begin = time.perf_counter()
     output = pipe(
-        arguments.prompt,
-        num_frames=arguments.num_frames,
+        prompt,
+        num_frames=num_frames,
+        transition=arguments.transition,
+        recache=arguments.recache,
         generator=torch.Generator().manual_seed(arguments.seed),
         **search,
     )
@@ -107,6 +125,25 @@ def generate(arguments: argparse.Namespace) -> None:
         write(frames, trace, path, overwrite=False)
     print(f"{path}: {len(frames)} frames, {decision(pipe, trace)}, found in {seconds:.1f} s")
     print(f"{path.with_suffix('.json')}: the trace of the search")
+
+
+def chosen_prompt(arguments: argparse.Namespace, fps: float = 16, chunk_frames: int = 3) -> str | PromptTimeline:
+    """The prompt, or the timeline for videos of so many frames per second and latent frames per chunk.
+
+    Raises:
+        TypeError, ValueError: there is not exactly one of the two, or the timeline can't be read.
+    """
+    given = arguments.timeline
+    if (arguments.prompt is None) == (given is None):
+        raise ValueError("Give a prompt, or `--timeline`, and not both.")
+    if given is None:
+        return arguments.prompt
+    if not given.endswith(".json"):
+        return PromptTimeline.parse(given, fps, chunk_frames=chunk_frames)
+    try:
+        return PromptTimeline.from_json(Path(given).read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"`--timeline` is {given}, which can't be read: {error}") from error
 
 
 def chosen_search(arguments: argparse.Namespace) -> dict[str, object]:
@@ -186,12 +223,12 @@ def free_path(path: Path) -> Path:
             return free
 
 
-def load_demo(prompt: str | None = None) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
-    """The demo, and a word to those whose prompt it can't read."""
+def load_demo(prompt: str | PromptTimeline | None = None) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
+    """The demo, and a word to those whose prompts it can't read."""
     from ..demo import load_pipeline, vocabulary_note
 
-    note = None if prompt is None else vocabulary_note(prompt)
-    if note is not None:
+    texts = [] if prompt is None else [prompt] if isinstance(prompt, str) else prompt.texts
+    for note in dict.fromkeys(filter(None, map(vocabulary_note, texts))):
         print(note, file=sys.stderr)
     return load_pipeline()
 

@@ -114,22 +114,25 @@ class ModelCosts:
         self.chunk_bytes, self.text_bytes = self.chunk_tokens * token_bytes, text_tokens * token_bytes
         self.decode = None if vae is None else decode_cost(vae, latent_shape, vae.dtype)
 
-    def forward_flops(self, batch_size: int, context_chunks: int, fills_prompt: bool = False) -> int:
-        """Operations of one forward of `batch_size` chunks over the same memory."""
-        context_tokens = context_chunks * self.chunk_tokens
-        shape = ForwardShape(batch_size, self.chunk_tokens, context_tokens, self.text_tokens, fills_prompt)
+    def forward_flops(
+        self, batch_size: int, context_chunks: int, fills_prompt: bool = False, num_chunks: int = 1
+    ) -> int:
+        """Operations of one forward of `batch_size` candidates, of `num_chunks` chunks each, over the same memory."""
+        chunk_tokens, context_tokens = num_chunks * self.chunk_tokens, context_chunks * self.chunk_tokens
+        shape = ForwardShape(batch_size, chunk_tokens, context_tokens, self.text_tokens, fills_prompt)
         return sum(shape.flops(self.config))
 
-    def forward_bytes(self, batch_size: int, context_chunks: int) -> int:
+    def forward_bytes(self, batch_size: int, context_chunks: int, num_chunks: int = 1) -> int:
         """Bytes of the context that a forward reads, plus the peak inside the forward."""
         with torch.device("meta"):
             config = {**self.config, "num_layers": 1}
             block = transformer_causal_wan.CausalWanTransformer3DModel.from_config(config)
             torch.nn.Module.to(block, self.transformer.dtype)
             embeds = torch.empty(1, 1, self.config.text_dim, dtype=block.dtype)
-            latents = torch.empty(batch_size, *self.latent_shape, dtype=block.dtype)
+            channels, frames, *size = self.latent_shape
+            latents = torch.empty(batch_size, channels, num_chunks * frames, *size, dtype=block.dtype)
             context = memory.ChunkMemory().context(
-                self.latent_shape[1:],
+                latents.shape[2:],
                 patch_size=self.config.patch_size,
                 head_dim=self.config.attention_head_dim,
                 positions="relative",

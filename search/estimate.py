@@ -22,6 +22,7 @@ class RunEstimate:
     least_forwards: int  # `forwards`, if the search does the least it may
     forwards: int  # of chunks, while denoising; a batch of 3 counts 3
     clean_passes: int  # of chunks, that commit them to memory
+    recached_chunks: int  # of chunks, that remember the past under a new prompt
     latents_decoded: int  # latent frames
     frames_scored: int  # that rewards read
     flops: dict[str, int]  # by stage: products of matrices of the transformer and the VAE
@@ -39,6 +40,7 @@ class RunEstimate:
     def __str__(self) -> str:
         least = "" if self.least_forwards == self.forwards else f"{self.least_forwards} to "
         work = f"{self.num_chunks} chunks: {least}{self.forwards} forwards, {self.clean_passes} clean passes, "
+        work += f"{self.recached_chunks} chunks recached, " if self.recached_chunks else ""
         work += f"{self.latents_decoded} latents decoded, {self.frames_scored} frames scored"
         lines = [work, f"{self.total_flops / TERA:.4g} TFLOP"]
         lines += [f"  {stage}: {flops / TERA:.4g}" for stage, flops in self.flops.items()]
@@ -68,13 +70,26 @@ class Costs(Protocol):
     text_bytes: int  # of a prompt's
     itemsize: int  # of the numbers in them
 
-    def forward_flops(self, batch_size: int, context_chunks: int, fills_prompt: bool = False) -> int: ...
+    def forward_flops(
+        self, batch_size: int, context_chunks: int, fills_prompt: bool = False, num_chunks: int = 1
+    ) -> int: ...
 
-    def forward_bytes(self, batch_size: int, context_chunks: int) -> int: ...
+    def forward_bytes(self, batch_size: int, context_chunks: int, num_chunks: int = 1) -> int: ...
 
     def decode_flops(self, is_first: bool) -> int: ...
 
     def decode_bytes(self, batch_size: int, num_states: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class _Recached:
+    """A memory after a change of the prompt, and the clean pass that makes it."""
+
+    sinks: tuple[_Remembered, ...]
+    window: tuple[_Remembered, ...]
+    pass_chunks: int = 0  # that go through the pass
+    context_chunks: int = 0  # that it reads besides
+    new_chunks: int = 0  # of the memory that the pass made
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,7 @@ class MemorySize:
     context_chunks: int  # that the chunk's forwards read
     held_chunks: int  # just after the chunk is committed, before any leaves
     held_averages: int  # how many of them are averages
+    recached: "_Recached | None" = None  # what a new prompt makes of the memory before
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,7 @@ class ChunkLoad:
     batches: tuple[Batch, ...]
     num_scored: int  # predictions and finished candidates
     num_rolled: tuple[tuple[int, int], ...]  # roll-outs' predictions: the chunk that they are of, and how many
+    recaches: "tuple[tuple[_Recached, int, int], ...]"  # each with its number of beams, and of prompts that are read
     size: MemorySize
     new_frames: int  # pixel frames of the chunk
     window_frames: int  # and of the video reward's window
@@ -117,6 +134,10 @@ class ChunkLoad:
     @property
     def forwards(self) -> int:
         return sum(batch.forwards for batch in self.batches)
+
+    @property
+    def recached_chunks(self) -> int:
+        return sum(number * again.pass_chunks for again, number, _ in self.recaches)
 
 
 def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -> tuple[list[ChunkLoad], int]:
@@ -139,6 +160,7 @@ def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -
             batches=_batches(most, num_parents, search_plan.num_steps, contexts[index:]),
             num_scored=sum(each.candidates for each in made if each.ahead == 0),
             num_rolled=tuple((index + each.ahead, each.candidates) for each in made if each.ahead > 0),
+            recaches=_recaches(sizes, index, num_parents, made),
             size=size,
             new_frames=pixel_frames[min(index, 1)],
             window_frames=_window_frames(search_plan, pixel_frames, index),
@@ -151,8 +173,17 @@ def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -
 
 
 def _window_frames(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int], index: int) -> int:
-    first = max(index + 1 - search_plan.request.reward_window, 0)
+    first = max(index + 1 - search_plan.request.reward_window, search_plan.scripts[0].stretch_begin(index))
     return sum(pixel_frames[min(each, 1)] for each in range(first, index + 1))
+
+
+def _recaches(
+    sizes: "list[MemorySize]", index: int, num_parents: int, made: "list[choice.SearchPass]"
+) -> "tuple[tuple[_Recached, int, int], ...]":
+    """What is remembered again, by the beams and by the roll-outs of a chunk, each of which reads its own prompt."""
+    rolled = [(sizes[index + each.ahead].recached, each.candidates, each.candidates) for each in made if each.ahead]
+    found = [(sizes[index].recached, num_parents, 1), *rolled]
+    return tuple(each for each in found if each[0] is not None)
 
 
 def _batches(
@@ -212,12 +243,13 @@ def estimate_run(
         least_forwards=least_forwards,
         forwards=sum(load.forwards for load in loads),
         clean_passes=sum(load.clean_passes for load in loads),
+        recached_chunks=sum(load.recached_chunks for load in loads),
         latents_decoded=sum(decoded) * search_plan.latent_shape[1],
         frames_scored=scored,
         flops={stage: count for stage, count in flops.items() if count},
         always_bytes={
             **{f"weights of {name}": size for name, size in weights.items()},
-            "memory": num_beams * (held + older) + costs.text_bytes,
+            "memory": num_beams * (held + older) + costs.text_bytes * (2 if any(s.recached for s in sizes) else 1),
             "videos": num_beams * (num_chunks * latents + num_pixels),
         },
         stage_bytes=stages,
@@ -241,14 +273,18 @@ def _frames_read(search_plan: "plan.SearchPlan", load: ChunkLoad, pixel_frames: 
 
 
 def _flops(search_plan: "plan.SearchPlan", costs: Costs, loads: list[ChunkLoad], decoded: list[int]) -> dict[str, int]:
-    flops = {"denoise": 0, "clean_pass": 0, "decode": 0}
+    flops = {"denoise": 0, "clean_pass": 0, "recache": 0, "decode": 0}
+    reading = costs.forward_flops(1, 0, fills_prompt=True) - costs.forward_flops(1, 0)
     for load, num_decoded in zip(loads, decoded, strict=True):
         context = load.size.context_chunks
         for batch in load.batches:
             flops["denoise"] += batch.num_steps * costs.forward_flops(batch.candidates, batch.context_chunks)
-        if load.index == 0:  # the very first forward reads the prompt
-            first = load.batches[0].candidates
-            flops["denoise"] += costs.forward_flops(first, 0, fills_prompt=True) - costs.forward_flops(first, 0)
+        flops["denoise"] += reading if load.index == 0 else 0
+        for again, number, num_prompts in load.recaches:
+            flops["recache" if again.pass_chunks else "denoise"] += num_prompts * reading
+            if again.pass_chunks:
+                once = costs.forward_flops(1, again.context_chunks, num_chunks=again.pass_chunks)
+                flops["recache"] += number * once
         flops["clean_pass"] += load.clean_passes * costs.forward_flops(1, context)
         if num_decoded:
             num_rolled = num_decoded - load.num_scored if load.num_rolled else 0
@@ -295,23 +331,58 @@ def _stage_bytes(
     if search_plan.monitors:
         clips = load.num_kept * load.window_frames * picture
         stages["monitor"] = costs.decode_bytes(0, kept_states) + contexts + 5 * clips
-    return {stage: size + made for stage, size in stages.items()}
+    again = load.size.recached
+    if again is None:
+        return {stage: size + made for stage, size in stages.items()}
+    # The memories of before the change are there until the chunk is done.
+    new = load.num_parents * again.new_chunks * costs.chunk_bytes
+    if again.pass_chunks:
+        one_pass = costs.forward_bytes(1, again.context_chunks, again.pass_chunks)
+        recorded = again.pass_chunks * costs.chunk_bytes
+        stages["recache"] = one_pass + recorded + again.pass_chunks * latents + costs.decode_bytes(0, parent_states)
+    return {stage: size + made + new for stage, size in stages.items()}
 
 
 def memory_sizes(search_plan: "plan.SearchPlan") -> list[MemorySize]:
     """Of every chunk, when all that leave the window are routed to become sinks."""
-    frames, sizes = search_plan.latent_shape[1], []
+    frames, sizes, script = search_plan.latent_shape[1], [], search_plan.scripts[0]
+    changing = script.changing_chunks(search_plan.num_chunks)
     sinks: tuple[_Remembered, ...] = ()
     window: tuple[_Remembered, ...] = ()
     for index in range(search_plan.num_chunks):
+        again = _recached(search_plan, index, sinks, window) if index in changing else None
+        if again is not None:
+            sinks, window = again.sinks, again.window
         chunk, context = _Remembered(index, frames, index * frames), len(sinks) + len(window)
         if index * frames < search_plan.sink_frames:
             sinks = (*sinks, chunk)
         else:
             window = (*window, chunk)
         held = (*sinks, *window)
-        sizes.append(MemorySize(context, len(held), sum(each.is_average for each in held)))
+        sizes.append(MemorySize(context, len(held), sum(each.is_average for each in held), again))
         while (len(window) + 1) * frames > search_plan.rolling_frames and window:
             oldest, *rest = window
-            sinks, window = search_plan.policy.evict(sinks, oldest, memory_sinking.Route.APPEND), tuple(rest)
+            is_new = script.stretch_begin(oldest.index) == oldest.index  # and so has nothing to be compared with
+            route = memory_sinking.Route.DISCARD if is_new else memory_sinking.Route.APPEND
+            sinks, window = search_plan.policy.evict(sinks, oldest, route), tuple(rest)
     return sizes
+
+
+def _recached(
+    search_plan: "plan.SearchPlan", index: int, sinks: tuple[_Remembered, ...], window: tuple[_Remembered, ...]
+) -> _Recached:
+    """What becomes of a memory when the prompt changes at a chunk, as the steps of a chunk do it."""
+    frames, mode, num_sinks = search_plan.latent_shape[1], search_plan.recache, len(sinks)
+    if mode == "flush":
+        room = search_plan.window_frames // frames - 1 - num_sinks
+        window = window[max(len(window) - max(room, 0), 0) :]
+    is_all = mode == "all" or index * frames <= search_plan.window_frames
+    if mode in ("none", "flush") or not (window or (is_all and search_plan.sink_frames)):
+        return _Recached(sinks, window)
+    if not is_all:
+        pass_chunks = min(index, search_plan.rolling_frames // frames)
+        return _Recached(sinks, window, pass_chunks, num_sinks, len(window))
+    pass_chunks = min(index, search_plan.window_frames // frames)
+    firsts = range(index - pass_chunks, index)[: search_plan.sink_frames // frames]
+    sinks = tuple(_Remembered(first, frames, first * frames) for first in firsts)
+    return _Recached(sinks, window, pass_chunks, 0, len(sinks) + len(window))

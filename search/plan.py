@@ -5,7 +5,18 @@ from dataclasses import dataclass
 
 import torch
 
-from . import beam_search, choice, memory_sinking, recorded, request, request_checks, reward_pruning, trace
+from . import (
+    beam_search,
+    choice,
+    memory_sinking,
+    recorded,
+    request,
+    request_checks,
+    reward_pruning,
+    script,
+    timeline,
+    trace,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,6 +26,8 @@ class SearchPlan:
     request: "request.VideoRequest"
     search: Callable  # `(steps, beams) -> Choice`
     policy: "memory_sinking.MemoryPolicy"
+    scripts: "tuple[script.PromptScript, ...]"  # one per prompt, their words not encoded yet
+    recache: str  # what becomes of the past when a prompt changes
     image_reward: Callable | None  # `reward(frames, prompt, fps)`
     video_reward: Callable | None
     monitors: dict[str, Callable]  # rewards that are recorded and never searched by
@@ -108,6 +121,7 @@ class SearchPlan:
             "num_beams": choice.most_ended(self.search),
             "num_candidates": None if beams is None else beams.num_candidates,
             **self.request.as_config(),
+            "recache": self.recache,
             "memory": {"policy": memory.pop("name"), **memory},
         }
 
@@ -118,17 +132,19 @@ class PromptPlan:
 
     plan: SearchPlan
     seeds: tuple[int, ...]  # bases of the candidates' seeds, one per lineage
-    words: str | None  # the prompt; None where there are only embeddings
-    reward_prompt: str | None  # what rewards read; None where they read empty texts
+    prompt: "str | timeline.PromptTimeline | None"  # as the caller gave it; None where there are only embeddings
+    reward_prompt: "str | timeline.PromptTimeline | None"  # likewise; None where rewards read empty texts
+    script: "script.PromptScript"  # the prompts by chunk, with what a running stream changed
     noise: torch.Tensor | None  # (C, F, h, w) of the whole video, if the caller gave it
 
-    @property
-    def reward_words(self) -> str:
-        return self.reward_prompt or ""
+    def reward_words(self, chunk_index: int) -> str:
+        """What rewards read at a chunk."""
+        return self.script.reward_prompt(chunk_index) or ""
 
     def new_trace(self, version: str) -> "trace.SearchTrace":
         """The record of a search that has not begun."""
-        words = {"prompt": self.words, "reward_prompt": self.reward_prompt}
+        words = {name: getattr(self, name) for name in ("prompt", "reward_prompt")}
+        words = {name: text.as_config() if timeline.is_timeline(text) else text for name, text in words.items()}
         return trace.SearchTrace({**words, **self.plan.as_config()}, self.seeds[0], self.plan.fps, version, chunks=[])
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
+from PIL import Image
 from tiny_rewards import save_reward, videoalign_reward
 from transformers import UMT5EncoderModel
 
 from stream_t1.__main__ import main
 from stream_t1.demo import CHECKPOINT, load_pipeline, vocabulary_note
+from stream_t1.demo.checker import check
 from stream_t1.search import SearchTrace
 
 PROMPT = "a red circle moving left on a white background"
@@ -176,6 +178,14 @@ def test_the_example_of_a_loop_makes_a_video_without_a_search():
     video, tries = load_example("own_loop").main()
     assert video.shape == (57, 3, 64, 64) and len(tries) == 5
     assert tries[0] == 1 and all(1 <= count <= 4 for count in tries)
+
+
+def test_the_example_of_changing_prompts_draws_videos_that_follow_them(tmp_path):
+    """The colour of the frames just before the change, and of those at the end."""
+    videos = load_example("prompt_change").main(tmp_path / "changes.png", num_frames=69)
+    colors = [[check(clip).color for clip in (video[24:45], video[48:])] for video in videos]
+    assert colors == [["red", "red"], ["red", "blue"], ["green", "yellow"]]
+    assert Image.open(tmp_path / "changes.png").width == 20 * 66
 
 
 def test_the_example_of_early_scores_prints_how_well_each_step_ranks_candidates(capsys):

@@ -21,7 +21,7 @@ import torch
 from conftest import brightness, contrast, toy_text_encoder, toy_transformer, toy_vae
 from transformers import T5TokenizerFast
 
-from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
+from stream_t1 import FewStepFlowMatchScheduler, PromptTimeline, StreamT1Pipeline
 from stream_t1.demo import CHECKPOINT
 from stream_t1.rewards import (
     ChunkSeamReward,
@@ -70,6 +70,8 @@ ODD = [
 ]
 DENSE = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(3))
 
+CHANGING = PromptTimeline({0: "a cat", 9: "a dog"})
+
 
 def with_parts(frames, prompt, fps):
     return RewardOutput(brightness(frames, prompt, fps), {"first": frames[:, 0].flatten(1).mean(dim=1)})
@@ -84,7 +86,9 @@ class Named:
 
 # What is right, alone or with what else is here.
 CALL = {
-    "prompt": ["a cat", "", "two  cats\n", ["a cat"], "caf\u00e9 &amp; more", "a" * 40],
+    "prompt": ["a cat", "", "two  cats\n", ["a cat"], "caf\u00e9 &amp; more", "a" * 40, CHANGING, [CHANGING]],
+    "transition": [0, 1, np.int64(2)],
+    "recache": [None, "window", "all", "none", "flush"],
     "height": [None, 16, np.int64(32)],
     "width": [None, 16, 48],
     "num_frames": [9, 21, np.int32(9)],
@@ -118,7 +122,7 @@ CALL = {
     "noise_correlation": [-0.1, 0, 0.5, np.float32(-0.9)],
     "image_reward": [None, False, brightness, with_parts, TemporalFlickerReward()],
     "video_reward": [None, False, contrast, WeightedReward([brightness, contrast], [1, -1.0], normalize="rank")],
-    "reward_prompt": [None, "", "a cat", ["a cat"]],
+    "reward_prompt": [None, "", "a cat", ["a cat"], CHANGING],
     "monitors": [None, {}, {"bright": brightness, "parts": with_parts}],
     "short_weight_cap": [0.4, 0, 1, np.float64(0.25)],
     "score_normalization": [None, "zscore", "rank"],
