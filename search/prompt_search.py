@@ -19,6 +19,7 @@ class PromptSearch:
     prompt: object  # as the transformer reads it; a callback may replace it
     trace: "trace.SearchTrace"
     beams: "list[beam.Beam]"  # best first
+    work: "trace.ChunkWork | None" = None  # done for its next chunk before the chunk was begun
 
     @property
     def plan(self) -> "plan.SearchPlan":
