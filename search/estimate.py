@@ -60,16 +60,34 @@ class _Remembered:
         return replace(self, is_average=True)
 
 
+class EncodeCost(Protocol):
+    """What encoding costs, latent frame by latent frame."""
+
+    first_flops: int
+    later_flops: int
+    bytes: int
+
+
 class Costs(Protocol):
     """What models cost: `ModelCosts` of the pipeline's."""
 
-    chunk_bytes: int  # of a chunk's keys and values
+    frame_bytes: int  # of a latent frame's keys and values
     text_bytes: int  # of a prompt's
     itemsize: int  # of the numbers in them
 
-    def forward_flops(self, batch_size: int, context_chunks: int, fills_prompt: bool = False) -> int: ...
+    def forward_flops(
+        self,
+        batch_size: int,
+        num_frames: int,
+        context_frames: int,
+        *,
+        fills_prompt: bool = False,
+        times_tokens: bool = False,
+    ) -> int: ...
 
-    def forward_bytes(self, batch_size: int, context_chunks: int) -> int: ...
+    def forward_bytes(self, batch_size: int, num_frames: int, context_frames: int) -> int: ...
+
+    def encode_cost(self, size: tuple[int, int]) -> "EncodeCost": ...
 
     def decode_flops(self, is_first: bool) -> int: ...
 
@@ -78,10 +96,10 @@ class Costs(Protocol):
 
 @dataclass(frozen=True)
 class MemorySize:
-    """How much one beam remembers at a chunk."""
+    """How many latent frames one beam remembers at a chunk."""
 
-    context_chunks: int  # that the chunk's forwards read
-    held_chunks: int  # just after the chunk is committed, before any leaves
+    context_frames: int  # that the chunk's forwards read
+    held_frames: int  # just after the chunk is committed, before any leaves
     held_averages: int  # how many of them are averages
 
 
@@ -95,7 +113,8 @@ class ChunkLoad:
     batches: tuple[tuple[int, int], ...]  # candidates that are denoised together, and in how many steps
     num_scored: int  # predictions and finished candidates
     size: MemorySize
-    new_frames: int  # pixel frames of the chunk
+    latent_frames: int  # of the chunk
+    new_frames: int  # its pixel frames
     window_frames: int  # and of the video reward's window
 
     @property
@@ -112,11 +131,17 @@ def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -
     search, num_parents, loads, least_forwards = search_plan.search, 1, [], 0
     frames = [pixel_frames[min(index, 1)] for index in range(search_plan.num_chunks)]
     for index, size in enumerate(memory_sizes(search_plan)):
-        least, most = choice.search_work(search, index, num_parents)
+        if index < search_plan.num_given_chunks:
+            least = most = choice.SearchWork((), kept=1)
+        else:
+            least, most = choice.search_work(search, index, num_parents)
         batches = _batches(most, num_parents, search_plan.num_steps)
         window = sum(frames[max(index + 1 - search_plan.request.reward_window, 0) : index + 1])
         num_scored = sum(each.candidates for each in most.passes if _num_steps(each, search_plan.num_steps))
-        loads.append(ChunkLoad(index, num_parents, most.kept, batches, num_scored, size, frames[index], window))
+        num_scored = num_scored if most.passes else 1  # a given chunk
+        _, latent_frames, *_ = search_plan.chunk_shape(index)
+        lengths = (latent_frames, frames[index], window)
+        loads.append(ChunkLoad(index, num_parents, most.kept, batches, num_scored, size, *lengths))
         least_forwards += sum(b * steps for b, steps in _batches(least, num_parents, search_plan.num_steps))
         num_parents = most.kept
     return loads, least_forwards
@@ -154,13 +179,14 @@ def estimate_run(
     scored = sum(load.num_scored * _frames_read(search_plan, load) for load in loads)
     height, width = search_plan.size
     picture = 3 * height * width if search_plan.has_pixels else 0
-    latents = 4 * math.prod(search_plan.latent_shape)  # float32
-    averages = costs.chunk_bytes * 4 // costs.itemsize
+    num_channels, _, *latent_size = search_plan.latent_shape
+    latents = 4 * num_channels * math.prod(latent_size)  # of a latent frame, in float32
+    averages = costs.frame_bytes * 4 // costs.itemsize
     sizes = [load.size for load in loads]
-    held = max(s.held_averages * averages + (s.held_chunks - s.held_averages) * costs.chunk_bytes for s in sizes)
+    held = max(s.held_averages * averages + (s.held_frames - s.held_averages) * costs.frame_bytes for s in sizes)
     stages: dict[str, int] = {}
     for load in loads:
-        for stage, size in _stage_bytes(search_plan, costs, load, latents, picture).items():
+        for stage, size in _stage_bytes(search_plan, costs, load, latents * load.latent_frames, picture).items():
             stages[stage] = max(size, stages.get(stage, 0))
     num_pixels = picture * sum(load.new_frames for load in loads)
     if search_plan.video_reward is not None and search_plan.request.final_selection == "video_reward":
@@ -168,18 +194,23 @@ def estimate_run(
     if picture:
         stages["output"] = 9 * search_plan.request.num_videos_per_prompt * num_pixels  # 8 bits, and float32 twice
     flops = _flops(search_plan, costs, loads, decoded)
+    past = search_plan.past
+    if past is not None and past.latents is None:
+        encode = costs.encode_cost(search_plan.size)
+        flops = {"encode": encode.first_flops + (past.num_latents - 1) * encode.later_flops, **flops}
+        stages["encode"] = encode.bytes
     return RunEstimate(
         num_chunks=num_chunks,
         least_forwards=least_forwards,
         forwards=sum(load.forwards for load in loads),
         clean_passes=sum(load.num_kept for load in loads[:-1]),
-        latents_decoded=sum(decoded) * search_plan.latent_shape[1],
+        latents_decoded=sum(number * load.latent_frames for number, load in zip(decoded, loads, strict=True)),
         frames_scored=scored,
         flops={stage: count for stage, count in flops.items() if count},
         always_bytes={
             **{f"weights of {name}": size for name, size in weights.items()},
             "memory": num_beams * held + costs.text_bytes,
-            "videos": num_beams * (num_chunks * latents + num_pixels),
+            "videos": num_beams * (search_plan.first_frame(num_chunks) * latents + num_pixels),
         },
         stage_bytes=stages,
     )
@@ -200,13 +231,16 @@ def _frames_read(search_plan: "plan.SearchPlan", load: ChunkLoad) -> int:
 def _flops(search_plan: "plan.SearchPlan", costs: Costs, loads: list[ChunkLoad], decoded: list[int]) -> dict[str, int]:
     flops = {"denoise": 0, "clean_pass": 0, "decode": 0}
     for load, num_decoded in zip(loads, decoded, strict=True):
-        context = load.size.context_chunks
-        flops["denoise"] += sum(steps * costs.forward_flops(batch, context) for batch, steps in load.batches)
+        lengths = (load.latent_frames, load.size.context_frames)
+        options = {"times_tokens": search_plan.is_clamped and load.index == 0}
+        for batch, num_steps in load.batches:
+            flops["denoise"] += num_steps * costs.forward_flops(batch, *lengths, **options)
         if load.index == 0:  # the very first forward reads the prompt
-            first, _ = load.batches[0]
-            flops["denoise"] += costs.forward_flops(first, 0, fills_prompt=True) - costs.forward_flops(first, 0)
+            first, stage = (load.batches[0][0], "denoise") if load.batches else (1, "clean_pass")
+            without = costs.forward_flops(first, *lengths)
+            flops[stage] += costs.forward_flops(first, *lengths, fills_prompt=True) - without
         if load.index < search_plan.num_chunks - 1:
-            flops["clean_pass"] += load.num_kept * costs.forward_flops(1, context)
+            flops["clean_pass"] += load.num_kept * costs.forward_flops(1, *lengths)
         if num_decoded:
             flops["decode"] += num_decoded * costs.decode_flops(load.index == 0)
     return flops
@@ -220,26 +254,25 @@ def _stage_bytes(
     Every parent has a context from its first forward to its last clean pass, and a decoder state until the search has
     chosen.
     """
-    context, num_decoded = load.size.context_chunks, _num_decoded(search_plan, load)
+    context, num_decoded = load.size.context_frames, _num_decoded(search_plan, load)
     parent_states = 0 if load.index == 0 or not search_plan.has_pixels else load.num_parents
     all_states = parent_states + num_decoded if num_decoded else 0
     kept_states = load.num_kept if num_decoded else 0
-    batch, num_steps = max(batch for batch, _ in load.batches), search_plan.num_steps
-    other_contexts = (load.num_parents - 1) * context * costs.chunk_bytes
-    contexts = load.num_parents * context * costs.chunk_bytes
+    batch, num_steps = max((batch for batch, _ in load.batches), default=0), search_plan.num_steps
+    other_contexts = (load.num_parents - 1) * context * costs.frame_bytes
+    contexts = load.num_parents * context * costs.frame_bytes
     # Candidates: their noise, that of later steps too, their latents and pixels.
-    made = load.num_scored * ((num_steps + 1) * latents + picture * load.new_frames)
+    made = load.num_scored * ((num_steps + 1 if load.batches else 1) * latents + picture * load.new_frames)
     # In a forward: its inputs, the noise that comes after it, and sums in float64.
     working = 6 * batch * latents
-    stages = {
-        "denoise": costs.forward_bytes(batch, context)
-        + other_contexts
-        + working
-        + costs.decode_bytes(0, parent_states),
-        "clean_pass": costs.forward_bytes(1, context) + other_contexts + costs.decode_bytes(0, kept_states),
-    }
+    stages = {}
+    if load.batches:
+        forward = costs.forward_bytes(batch, load.latent_frames, context) + other_contexts
+        stages["denoise"] = forward + working + costs.decode_bytes(0, parent_states)
+    clean_pass = costs.forward_bytes(1, load.latent_frames, context) + other_contexts
+    stages["clean_pass"] = clean_pass + costs.decode_bytes(0, kept_states)
     if num_decoded:
-        stages["decode"] = costs.decode_bytes(batch, all_states) + contexts
+        stages["decode"] = costs.decode_bytes(max(batch, 1), all_states) + contexts
     if search_plan.has_reward:
         window = load.new_frames if search_plan.video_reward is None else load.window_frames
         clips = load.num_scored * window * picture
@@ -252,18 +285,23 @@ def _stage_bytes(
 
 def memory_sizes(search_plan: "plan.SearchPlan") -> list[MemorySize]:
     """Of every chunk, when all that leave the window are routed to become sinks."""
-    frames, sizes = search_plan.latent_shape[1], []
+    sizes: list[MemorySize] = []
     sinks: tuple[_Remembered, ...] = ()
     window: tuple[_Remembered, ...] = ()
     for index in range(search_plan.num_chunks):
-        chunk, context = _Remembered(index, frames, index * frames), len(sinks) + len(window)
-        if index * frames < search_plan.sink_frames:
+        _, num_frames, *_ = search_plan.chunk_shape(index)
+        chunk = _Remembered(index, num_frames, search_plan.first_frame(index))
+        context = sum(each.num_frames for each in (*sinks, *window))
+        if chunk.start_frame < search_plan.sink_frames:
             sinks = (*sinks, chunk)
         else:
             window = (*window, chunk)
         held = (*sinks, *window)
-        sizes.append(MemorySize(context, len(held), sum(each.is_average for each in held)))
-        while (len(window) + 1) * frames > search_plan.rolling_frames and window:
+        frames = [(each.num_frames, each.is_average) for each in held]
+        averages = sum(num_frames for num_frames, is_average in frames if is_average)
+        sizes.append(MemorySize(context, sum(num_frames for num_frames, _ in frames), averages))
+        _, incoming, *_ = search_plan.chunk_shape(index + 1)
+        while sum(each.num_frames for each in window) + incoming > search_plan.rolling_frames and window:
             oldest, *rest = window
             sinks, window = search_plan.policy.evict(sinks, oldest, memory_sinking.Route.APPEND), tuple(rest)
     return sizes

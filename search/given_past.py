@@ -117,8 +117,8 @@ class GivenPast:
         """
         given = self.num_chunks(units)
         if given >= num_chunks:
-            lengths = (units.num_frames(chunks) for chunks in (given, num_chunks))
+            has, asked, least = (units.num_frames(chunks) for chunks in (given, num_chunks, given + 1))
             raise ValueError(
-                "`{}` has {} frames, and `num_frames`, {}, ".format(self.name, *lengths)
-                + f"counts them: nothing is left to be made. Use `num_frames={units.num_frames(given + 1)}` or more."
+                f"`{self.name}` has {has} frames, and `num_frames`, {asked}, counts them: nothing is left to be made. "
+                f"Use `num_frames={least}` or more."
             )
