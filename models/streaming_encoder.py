@@ -48,6 +48,31 @@ class StreamingWanEncoder:
         Raises:
             ValueError: the frames make no whole number of latent frames, or VAE tiling is on.
         """
+        moments, state = self._moments(frames, state)
+        return self._mean(moments), state
+
+    @torch.no_grad()
+    def encode(self, frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Encodes a whole clip with one latent frame's work at a time, and with the bits of `vae.encode`.
+
+        Args:
+            frames: (F, 3, H, W) of any size, uint8 or floats in [0, 1].
+            size: height and width to which they are fitted.
+
+        Returns:
+            Latents (C, F, h, w) as of a call, on the CPU.
+        """
+        moments, state = [], None
+        for piece in (frames[:1], *frames[1:].split(self._factor)):
+            if len(piece):
+                video = pictures.fitted(piece, size).transpose(0, 1)[None] * 2.0 - 1.0
+                encoded, state = self._moments(video, state)
+                moments.append(encoded)
+        # At once, as the VAE does: the last bits of a convolution depend on how many frames it is given.
+        return self._mean(torch.cat(moments, dim=2))[0].to("cpu")
+
+    def _moments(self, frames: torch.Tensor, state: EncoderState | None) -> tuple[torch.Tensor, EncoderState]:
+        """The encoder's output for frames in [-1, 1], and its next state."""
         streaming_decoder.StreamingWanDecoder(self.vae).check()
         num_first = 1 if state is None else 0
         if frames.shape[2] < max(num_first, 1) or (frames.shape[2] - num_first) % self._factor:
@@ -63,29 +88,12 @@ class StreamingWanEncoder:
         for piece in (*frames[:, :, :num_first].split(1, dim=2), *frames[:, :, num_first:].split(self._factor, dim=2)):
             if piece.shape[2]:
                 encoded.append(self.vae.encoder(piece, feat_cache=features, feat_idx=[0]))
-        mean, _ = self.vae.quant_conv(torch.cat(encoded, dim=2)).chunk(2, dim=1)
-        return self._to_model_space(mean), tuple(features)
+        return torch.cat(encoded, dim=2), tuple(features)
 
-    def encode(self, frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Encodes a whole clip, holding one latent frame's work at a time.
-
-        Args:
-            frames: (F, 3, H, W) of any size, uint8 or floats in [0, 1].
-            size: height and width to which they are fitted.
-
-        Returns:
-            Latents (C, F, h, w) as of a call, on the CPU.
-        """
-        latents, state = [], None
-        for piece in (frames[:1], *frames[1:].split(self._factor)):
-            if len(piece):
-                video = pictures.fitted(piece, size).transpose(0, 1)[None] * 2.0 - 1.0
-                encoded, state = self(video, state)
-                latents.append(encoded[0].to("cpu"))
-        return torch.cat(latents, dim=1)
-
-    def _to_model_space(self, latents: torch.Tensor) -> torch.Tensor:
-        latents, shape = latents.float(), (1, -1, 1, 1, 1)
+    def _mean(self, moments: torch.Tensor) -> torch.Tensor:
+        """The mean of the latents' distribution, standardised."""
+        latents, _ = self.vae.quant_conv(moments).float().chunk(2, dim=1)
+        shape = (1, -1, 1, 1, 1)
         mean = latents.new_tensor(self.vae.config.latents_mean).view(shape)
         inverse_std = 1.0 / latents.new_tensor(self.vae.config.latents_std).view(shape)
         return (latents - mean) * inverse_std  # in the order of diffusers' WanImageToVideoPipeline: the same bits
