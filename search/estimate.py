@@ -194,11 +194,11 @@ def estimate_run(
     if picture:
         stages["output"] = 9 * search_plan.request.num_videos_per_prompt * num_pixels  # 8 bits, and float32 twice
     flops = _flops(search_plan, costs, loads, decoded)
-    past = search_plan.past
+    past, given = search_plan.past, {}
     if past is not None and past.latents is None:
         encode = costs.encode_cost(search_plan.size)
         flops = {"encode": encode.first_flops + (past.num_latents - 1) * encode.later_flops, **flops}
-        stages["encode"] = encode.bytes
+        stages["encode"], given = encode.bytes, {"given frames": past.frames.nbytes}
     return RunEstimate(
         num_chunks=num_chunks,
         least_forwards=least_forwards,
@@ -209,6 +209,7 @@ def estimate_run(
         flops={stage: count for stage, count in flops.items() if count},
         always_bytes={
             **{f"weights of {name}": size for name, size in weights.items()},
+            **given,
             "memory": num_beams * held + costs.text_bytes,
             "videos": num_beams * (search_plan.first_frame(num_chunks) * latents + num_pixels),
         },
