@@ -34,6 +34,7 @@ from .search.memory_sinking import decided_route, make_room
 from .search.noise_propagation import SEED_MODES, candidate_generator, draw_noise, propagate_noise, search_seed
 from .search.plan import PromptPlan
 from .search.policy_config import policy_positions
+from .search.prompt_search import Attempts
 from .search.request_checks import check_float_tensor, check_prompt_embeds
 from .search.reward_pruning import fused_score, normalize_scores
 from .search.running import SearchInterrupted
@@ -50,6 +51,8 @@ class ChunkSteps:
         chunk_index: of the video, from 0.
         levels: noise levels of the steps, after the shift, then 0. Default: those of the plan.
         work: to which this chunk's is added. Default: none so far.
+        attempts: at this chunk, which were given up before. Default: none.
+        most_back: chunks that a search may go back from this one, by `Choice(..., back=n)`.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class ChunkSteps:
         *,
         levels: tuple[float, ...] | None = None,
         work: ChunkWork | None = None,
+        attempts: Attempts | None = None,
+        most_back: int = 0,
     ) -> None:
         self.pipe, self.inputs, self.plan, self.chunk_index = pipe, inputs, inputs.plan, chunk_index
         self.levels, self.timesteps = self.plan.levels, self.plan.timesteps
@@ -70,6 +75,8 @@ class ChunkSteps:
         self._prompts = ChunkPrompts(prompt, self.num_steps)
         self._contexts: dict[int, tuple[ChunkMemory, ChunkContext]] = {}
         self._num_proposed = 0
+        self._attempts, self.most_back = Attempts() if attempts is None else attempts, most_back
+        self.next_number = self._attempts.num_proposed  # of a beam's candidate that no attempt has proposed
         self._generator: torch.Generator | None = None
 
     @property
@@ -92,6 +99,11 @@ class ChunkSteps:
         return self.inputs.words
 
     @property
+    def prompt_embeds(self) -> torch.Tensor:
+        """(1, L, D): the prompt as the transformer reads it."""
+        return self._prompts.last.embeds
+
+    @property
     def next_prompt(self) -> Prompt:
         """What the next chunk's transformer reads, after what a callback changed."""
         return self._prompts.last
@@ -102,10 +114,16 @@ class ChunkSteps:
         return self.chunk_index < self.plan.num_given_chunks
 
     @property
+    def num_turns(self) -> int:
+        """How often the search has turned back from this chunk, to this one again or to an older one."""
+        return self._attempts.num_turns
+
+    @property
     def generator(self) -> torch.Generator:
-        """For a search's own draws: a stream that no candidate has, seeded from the run's base and the chunk."""
+        """For a search's own draws: a stream that no candidate has, seeded from the run's base, chunk and attempt."""
         if self._generator is None:
-            self._generator = candidate_generator(search_seed(self.inputs.seeds[0], self.chunk_index))
+            seed = search_seed(self.inputs.seeds[0], self.chunk_index, self._attempts.num_made)
+            self._generator = candidate_generator(seed)
         return self._generator
 
     def propose(self, beams: Sequence[Beam], counts: Sequence[int] | int, first: int = 0) -> list[Candidate]:
@@ -114,6 +132,7 @@ class ChunkSteps:
         Args:
             counts: candidates of each beam; one number serves all.
             first: number of a beam's first one, which decides its seed: a second round begins where the last ended.
+                Attempts at this chunk that were given up have the numbers before.
 
         Raises:
             TypeError, ValueError: `counts` lacks a whole number for some beam, or `first` is below 0.
@@ -121,11 +140,12 @@ class ChunkSteps:
         counts = [counts] * len(beams) if isinstance(counts, Real) else list(counts)
         if len(counts) != len(beams):
             raise ValueError(f"`counts` has {len(counts)} numbers for {len(beams)} beams; give one each.")
-        first, candidates = whole_number("first", first, least=0), []
+        first, candidates = self._attempts.num_proposed + whole_number("first", first, least=0), []
         check_place(beams, (), self.chunk_index)
         for parent, (beam, count) in enumerate(zip(beams, counts, strict=True)):
-            for index in range(first, first + whole_number("counts", count, least=0)):
-                candidates.append(self._propose_one(beam, parent, index))
+            end = first + whole_number("counts", count, least=0)
+            candidates += [self._propose_one(beam, parent, index) for index in range(first, end)]
+            self.next_number = max(self.next_number, end)
         return candidates
 
     def _propose_one(self, beam: Beam, parent: int, index: int) -> Candidate:
@@ -137,9 +157,8 @@ class ChunkSteps:
         parent_noise = None if beam.noise is None or beam.noise.shape != fresh.shape else beam.noise
         noise = propagate_noise(parent_noise, fresh, self.plan.request.noise_correlation)
         if self.inputs.noise is not None:
-            noise = (
-                self.inputs.noise[:, self.plan.chunk_frames(self.chunk_index)].transpose(0, 1).to(fresh).contiguous()
-            )
+            frames = self.plan.chunk_frames(self.chunk_index)
+            noise = self.inputs.noise[:, frames].transpose(0, 1).to(fresh).contiguous()
         self._num_proposed += 1
         drawn = (noise, *renoise)
         number = self._num_proposed - 1
@@ -227,7 +246,7 @@ class ChunkSteps:
             # Copies: a view would keep the whole batch alive for as long as one candidate of it is.
             changes = {"step": until, "prediction": prediction[row].clone()}
             changes["noisy"] = latents[row].clone() if is_replaced else None
-            candidate = replace(candidate.without_scores(), **changes)
+            candidate = replace(candidate.going_on(), **changes)
             if not finite[row]:
                 candidate = lose(candidate, "its latents are not finite", self.chunk_index)
             denoised.append(candidate)
@@ -443,8 +462,7 @@ class ChunkSteps:
         One chunk after the other, so that a pass needs no more room, and a compiled model no more graphs, for several.
         """
         plan, record = self.plan, ChunkRecord()
-        _, num_frames, *_ = plan.chunk_shape(self.chunk_index)
-        _, incoming_frames, *_ = plan.chunk_shape(self.chunk_index + 1)
+        num_frames, incoming_frames = (plan.num_latents(self.chunk_index + ahead) for ahead in (0, 1))
         with self.work.timed("clean_pass", plan.device):
             self._velocity(candidate.latents[None], self.timesteps.new_zeros(1), beam.memory, self.next_prompt, record)
             chunk = record.chunk(self.chunk_index, beam.memory.num_frames, num_frames)

@@ -453,9 +453,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             try:
                 for search in searches:
                     while not search.is_finished:
+                        before = search.chunk_index
                         if not self._advance(search, is_first=not any(each.chunk_index for each in searches)):
                             return
-                        progress.update()
+                        progress.update(search.chunk_index - before)
                     self._finish(search)
             except KeyboardInterrupt:
                 num_chunks = sum(search.chunk_index for search in searches)
@@ -473,7 +474,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         try:
             with self._chunk_bar(None if plan.is_endless else plan.num_chunks) as progress:
                 while self._advance(search, is_first=search.chunk_index == 0):
-                    progress.update()
+                    progress.update(search.chunk_index - progress.n)
                     if search.is_finished:
                         self._finish(search)
                         break
@@ -494,10 +495,11 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
 
     def _chunk_steps(self, search: PromptSearch) -> ChunkSteps:
         work, search.work = search.work, None
-        return ChunkSteps(self, search.inputs, search.prompt, search.chunk_index, work=work)
+        again = {"attempts": search.attempts_before, "most_back": search.most_back}
+        return ChunkSteps(self, search.inputs, search.prompt, search.chunk_index, work=work, **again)
 
     def _advance(self, search: PromptSearch, *, is_first: bool) -> bool:
-        """Makes a chunk, the call's first or a later one. False when interrupted before it was finished."""
+        """Makes a chunk, the call's first or a later one, or goes back. False when interrupted before it was done."""
         steps = self._chunk_steps(search)
         try:
             made = None if self._interrupt else self._choose(search, steps)
@@ -505,17 +507,22 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             made = None
         if made is None:
             return False
+        search.note_attempt(steps.next_number)
+        if made.back is not None:
+            search.go_back(made, steps.work)
+            return True
         if not made.kept:
             search.settle_by_score()
             raise nothing_left(made.candidates, search.chunk_index, search.trace, is_first=is_first)
-        records, survivors, log_weights = made.traces(), made.survivors, made.log_weights
+        records, survivors, log_weights, notes = made.traces(), made.survivors, made.log_weights, made.notes
         made = None  # the losers' decoder states, and the parents', go before the clean pass needs the room
+        search.keep_for_going_back()
         search.release_decoder_states()
         monitored = self._watched(search, steps, survivors)
         beams = steps.commit(search.beams, survivors)
         if log_weights is not None:
             beams = [replace(beam, log_weight=weight) for beam, weight in zip(beams, log_weights, strict=True)]
-        record = ChunkTrace.of(records, beams, search.plan.fusion_weight(search.chunk_index), steps.work)
+        record = ChunkTrace.of(records, beams, search.plan.fusion_weight(search.chunk_index), steps.work, notes)
         search.prompt = steps.next_prompt
         search.finish_chunk(beams, record, monitored)
         return True
@@ -547,6 +554,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             chunk_index=search.chunk_index,
             num_parents=len(beams),
             at_most=at_most,
+            most_back=search.most_back,
             has_reward=plan.has_reward,
             may_repeat=request.candidate_seeds == "independent",
         )

@@ -16,6 +16,7 @@ def check_choice(
     chunk_index: int,
     num_parents: int,
     at_most: int,
+    most_back: int,
     has_reward: bool,
     may_repeat: bool,
 ) -> "choice.Choice":
@@ -27,16 +28,17 @@ def check_choice(
         name: of the search.
         num_parents: beams that the search was given.
         at_most: beams that may be kept.
+        most_back: chunks that it may go back.
         has_reward: whether what is kept must have a score.
         may_repeat: whether a candidate may be kept twice.
 
     Raises:
         TypeError: it is no `Choice` of candidates.
         ValueError: it keeps nothing, too many, what is not there, was lost, is unfinished, has no score or is of
-            another chunk, or has other weights than beams. Nothing is raised when every candidate was lost: then
-            `kept` is empty.
+            another chunk, or has other weights than beams; or it goes back too far, or keeps something then. Nothing
+            is raised when every candidate was lost: then `kept` is empty.
     """
-    if not all(hasattr(made, part) for part in ("candidates", "kept", "log_weights", "reserve")):
+    if not all(hasattr(made, part) for part in ("candidates", "kept", "log_weights", "reserve", "back", "notes")):
         raise TypeError(f"{name} gave a {type(made).__name__}; a search gives a `Choice(candidates, kept)`.")
     candidates = made.candidates
     if not isinstance(candidates, list | tuple) or not all(hasattr(each, "is_finished") for each in candidates):
@@ -50,6 +52,12 @@ def check_choice(
         problem = _problem(candidates[index], chunk_index, num_parents, has_reward)
         if problem is not None:
             raise ValueError(f"{name} keeps candidate {index}{problem}.")
+    notes = [str(note) for note in made.notes]
+    if made.back is not None:
+        back = geometry.whole_number("back", made.back, least=0, most=most_back, of=f" of the `Choice` of {name}")
+        if kept:
+            raise ValueError(f"{name} goes back {back} chunks and keeps candidates; `kept` must be empty then.")
+        return choice.Choice(list(candidates), [], back=back, notes=notes)
     if not kept and beam.alive_indices(candidates):
         raise ValueError(f"{name} keeps nothing of {len(candidates)} candidates; keep 1 to {at_most}.")
     if len(kept) > at_most:
@@ -59,7 +67,7 @@ def check_choice(
         )
     if not may_repeat and len(set(kept)) < len(kept):
         raise ValueError(f'{name} keeps a candidate twice: with `candidate_seeds="reference"` both would be the same.')
-    return choice.Choice(list(candidates), kept, _weights(made, name), reserve)
+    return choice.Choice(list(candidates), kept, _weights(made, name), reserve, notes=notes)
 
 
 def _problem(candidate: "beam.Candidate", chunk_index: int, num_parents: int, has_reward: bool) -> str | None:
@@ -138,7 +146,7 @@ def kept_by_callback(answer: object, made: "choice.Choice", num_beams: int) -> "
         )
     weights = dict(zip(made.kept, made.log_weights, strict=True)) if made.log_weights is not None else None
     own = None if weights is None else [weights.get(index, 0.0) for index in kept]
-    return choice.Choice(made.candidates, kept, own)
+    return choice.Choice(made.candidates, kept, own, notes=made.notes)
 
 
 def answer_of(name: str, answer: object, keys: Sequence[str]) -> Mapping[str, object]:

@@ -94,6 +94,11 @@ class Candidate:
     score: float | None = None
     route: str | None = None
     parts: dict[str, float] = field(default_factory=dict)
+    partial_scores: tuple[tuple[int, float], ...] = ()  # (step, score) of earlier predictions
+    round: int = 0  # of a search that has several at a chunk
+    generation: int = 0  # of a search that has children
+    ancestor: int | None = None  # index, among the chunk's candidates, of the one whose child it is
+    log_weight: float | None = None  # as its search weighed it, before any resampling
     thumbnail: str | None = None  # a small picture of `frames`, as a data URL, if the call asks for it
     lost: str | None = None  # why it can't be kept
     error: Exception | None = None  # behind `lost`, if a reward raised one
@@ -140,6 +145,11 @@ class Candidate:
         """The candidate without pixels, decoder state and scores, which were of an earlier prediction."""
         nothing = dict.fromkeys(("frames", "decoder_state", "short", "long", "score", "route"))
         return replace(self, parts={}, **nothing)
+
+    def going_on(self) -> "Candidate":
+        """`without_scores`, with a score that it had in `partial_scores`."""
+        scored = () if self.score is None else ((self.step, self.score),)
+        return replace(self.without_scores(), partial_scores=(*self.partial_scores, *scored))
 
     def extend(self, parent: Beam) -> Beam:
         """The parent beam with this chunk at its end; its memory is still what the chunk read."""

@@ -24,6 +24,7 @@ class BestOfN:
     drops = False
     ranks = False  # in the order of their seeds
     compares_rounds = True  # every video is scored alone
+    scales = "num_videos"
 
     def __post_init__(self) -> None:
         number = geometry.whole_number("num_videos", self.num_videos, least=1, most=256, of=" of BestOfN")

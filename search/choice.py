@@ -4,6 +4,7 @@ A search is a callable, called once per chunk with `(steps, beams)`, that gives 
 `stream_t1.chunk_steps.ChunkSteps`. A plain function will do; an object may say more by these attributes:
 
 - `num_beams`: the most that it keeps; absent, 1;
+- `most_beams`: the most that it keeps between chunks, where that is more than the `num_beams` it ends with;
 - `drops`: whether it ever drops a candidate, for which it needs a reward; absent, True;
 - `ranks`: whether it keeps the best first, so that `max_lag` can tell; absent, True;
 - `num_lineages`: how many base seeds it draws, so that candidate i of chunk 0 and all that grows from it have the
@@ -12,7 +13,10 @@ A search is a callable, called once per chunk with `(steps, beams)`, that gives 
   normalised within a call do not allow; absent, False;
 - `check(num_steps, num_chunks)`: raises ValueError for a run that it cannot serve; `num_chunks` is None for an endless
   stream;
-- `work(chunk_index, num_parents)`: the least and the most `SearchWork` of a chunk, for estimates.
+- `depth`: chunks that it may go back, by `Choice(..., back=n)`; absent, 0;
+- `scales`: the name of its number that a larger budget makes larger; absent, it has none;
+- `work(chunk_index, num_parents)`, or `work(chunk_index, num_parents, num_chunks)` where the end matters: the least
+  and the most `SearchWork` of a chunk, for estimates.
 """
 
 import inspect
@@ -30,6 +34,8 @@ class Choice:
     kept: Sequence[int]  # indices into `candidates`, best first; one that is there twice gives two beams
     log_weights: Sequence[float] | None = None  # of the beams, as many as `kept`; None: 0 each
     reserve: Sequence[int] = ()  # who takes the places of those that `max_lag` drops, best first
+    back: int | None = None  # nothing is kept, and the chunk so many before this one is made again; 0: this one
+    notes: Sequence[str] = ()  # what the trace is to say of this chunk
 
     @property
     def survivors(self) -> "list[beam.Candidate]":
@@ -57,6 +63,7 @@ class SearchPass:
     candidates: int
     first: int = 0  # steps that they had done before
     until: int | None = None  # and have done after it; None: all
+    ahead: int = 0  # of a roll-out: chunks after the one that is made; each candidate is then a batch of its own
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class SearchWork:
     passes: tuple[SearchPass, ...]
     kept: int
     batch: int | None = None  # the most candidates of one parent that are denoised together; None: all of them
+    more_clean_passes: int = 0  # besides one of each that is kept: of roll-outs, and of chunks that are made again
 
     @classmethod
     def of(cls, candidates: int, kept: int, batch: int | None = None) -> "SearchWork":
@@ -79,7 +87,12 @@ def search_name(search: Callable) -> str:
 
 
 def most_kept(search: Callable) -> int:
-    """The most beams that a search keeps."""
+    """The most beams that a search keeps at any chunk."""
+    return max(int(getattr(search, "most_beams", 1)), most_ended(search))
+
+
+def most_ended(search: Callable) -> int:
+    """The most beams that a search ends with."""
     return int(getattr(search, "num_beams", 1))
 
 
@@ -100,8 +113,8 @@ def check_search(search: object, argument: str = "search") -> None:
         )
     check_takes(argument, search, ("steps", "beams"))
     of = f" of {search_name(search)}"
-    for name in ("num_beams", "num_lineages"):
-        geometry.whole_number(name, getattr(search, name, 1), least=1, of=of)
+    for name, least in {"num_beams": 1, "most_beams": 1, "num_lineages": 1, "depth": 0}.items():
+        geometry.whole_number(name, getattr(search, name, least), least=least, of=of)
     for name in ("drops", "ranks", "compares_rounds"):
         geometry.true_or_false(name, getattr(search, name, True), of)
 
@@ -123,8 +136,13 @@ def check_takes(name: str, function: Callable, arguments: Sequence[str]) -> None
         ) from error
 
 
-def search_work(search: Callable, chunk_index: int, num_parents: int) -> tuple[SearchWork, SearchWork]:
+def search_work(
+    search: Callable, chunk_index: int, num_parents: int, num_chunks: int | None = None
+) -> tuple[SearchWork, SearchWork]:
     """The least and the most that a search does at a chunk.
+
+    Args:
+        num_chunks: of the video; None for an endless stream.
 
     Raises:
         ValueError: it does not say.
@@ -134,7 +152,16 @@ def search_work(search: Callable, chunk_index: int, num_parents: int) -> tuple[S
             f"{search_name(search)} does not say what it does: an estimate needs its method "
             "`work(chunk_index, num_parents)`, which gives the least and the most `SearchWork`."
         )
-    work = search.work(chunk_index, num_parents)
+    work = search.work(*(chunk_index, num_parents, num_chunks)[: _num_positional(search.work)])
     if not isinstance(work, tuple) or len(work) != 2 or not all(hasattr(each, "passes") for each in work):
         raise ValueError(f"`work` of {search_name(search)} gave {work!r}; it must give two `SearchWork`.")
     return work
+
+
+def _num_positional(work: Callable) -> int:
+    """2, or 3 where a search's `work` takes the number of chunks too."""
+    try:
+        inspect.signature(work).bind(0, 1, None)
+    except (TypeError, ValueError):
+        return 2
+    return 3

@@ -29,6 +29,7 @@ class EarlyPruning:
     num_beams: int = 1
 
     drops = True
+    scales = "num_candidates"
 
     def __post_init__(self) -> None:
         for name in ("num_candidates", "keep", "after_step", "num_beams"):

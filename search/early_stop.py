@@ -1,14 +1,14 @@
 """Rounds of another search, until one candidate is clearly the best."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 
-from . import beam, choice, geometry, reward_pruning
+from . import beam, choice, geometry, nested_search, reward_pruning
 
 
 @dataclass(frozen=True)
-class EarlyStop:
+class EarlyStop(nested_search.NestedSearch):
     """Calls `inner` again and again for the same chunk, each time with other seeds, and keeps the best of all rounds.
 
     It ends when the best score exceeds the second by `margin`, when the best is `patience` rounds old, counted from
@@ -24,13 +24,19 @@ class EarlyStop:
         TypeError, ValueError: `inner` is no search, or one of the numbers is out of range.
     """
 
-    inner: "Callable[[object, list[beam.Beam]], choice.Choice]"
     margin: float = float("inf")
     patience: int = 1
     max_rounds: int = 8
 
     def __post_init__(self) -> None:
-        choice.check_search(self.inner, "inner")
+        super().__post_init__()
+        name = choice.search_name(self.inner)
+        if self.depth:
+            raise ValueError(
+                f"`inner` of EarlyStop is {name}, which goes back. Use Backtracking(EarlyStop(...), ...)."
+            )
+        if self.most_beams > self.num_beams:
+            raise ValueError(f"`inner` of EarlyStop is {name}, which does not choose at every chunk.")
         margin = geometry.real_number("margin", self.margin, " of EarlyStop", may_be_infinite=True)
         if margin < 0:
             raise ValueError(f"`margin` of EarlyStop is {margin}; it must be 0 or more.")
@@ -40,33 +46,16 @@ class EarlyStop:
             object.__setattr__(self, name, number)
 
     @property
-    def num_beams(self) -> int:
-        return choice.most_kept(self.inner)
-
-    @property
-    def num_lineages(self) -> int:
-        return getattr(self.inner, "num_lineages", 1)
-
-    @property
     def compares_rounds(self) -> bool:
-        return self.patience > 1 or getattr(self.inner, "compares_rounds", False)
+        return self.patience > 1 or super().compares_rounds
 
     @property
     def ranks(self) -> bool:
-        return self.patience > 1 or getattr(self.inner, "ranks", True)
+        return self.patience > 1 or super().ranks
 
     @property
     def drops(self) -> bool:
-        return self.patience > 1 or getattr(self.inner, "drops", True)
-
-    def check(self, num_steps: int, num_chunks: int | None) -> None:
-        """Checks `inner`.
-
-        Raises:
-            ValueError: it cannot serve such a run.
-        """
-        if hasattr(self.inner, "check"):
-            self.inner.check(num_steps, num_chunks)
+        return self.patience > 1 or super().drops
 
     def __call__(self, steps: object, beams: "list[beam.Beam]") -> "choice.Choice":
         numbered = _Rounds(steps)
@@ -86,23 +75,27 @@ class EarlyStop:
         scores = sorted(score for each in rounds for score in reward_pruning.known_scores(each.candidates))
         return len(scores) > 1 and scores[-1] - scores[-2] >= self.margin
 
-    def work(self, chunk_index: int, num_parents: int) -> "tuple[choice.SearchWork, choice.SearchWork]":
+    def work(
+        self, chunk_index: int, num_parents: int, num_chunks: int | None = None
+    ) -> "tuple[choice.SearchWork, choice.SearchWork]":
         """From one round to `max_rounds`; exact with a patience of 1."""
-        least, most = choice.search_work(self.inner, chunk_index, num_parents)
+        least, most = choice.search_work(self.inner, chunk_index, num_parents, num_chunks)
         if self.patience == 1:
             return least, most
-        return least, replace(most, passes=most.passes * self.max_rounds)
+        more = most.more_clean_passes * self.max_rounds
+        return least, replace(most, passes=most.passes * self.max_rounds, more_clean_passes=more)
 
 
 class _Rounds:
     """The steps, but that candidates of later rounds are numbered after those of earlier ones."""
 
     def __init__(self, steps: object) -> None:
-        self._steps, self._first, self._next = steps, 0, 0
+        self._steps, self._first, self._next, self._round = steps, 0, 0, 0
 
     def begin(self) -> None:
         """Begins another round."""
         self._first = self._next
+        self._round += 1
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._steps, name)
@@ -110,7 +103,8 @@ class _Rounds:
     def propose(self, beams: "list[beam.Beam]", counts: Sequence[int] | int, first: int = 0) -> "list[beam.Candidate]":
         most = counts if isinstance(counts, Integral) else max(counts, default=0)
         self._next = max(self._next, self._first + first + most)
-        return self._steps.propose(beams, counts, first=self._first + first)
+        proposed = self._steps.propose(beams, counts, first=self._first + first)
+        return [replace(candidate, round=self._round) for candidate in proposed] if self._round else proposed
 
 
 def _best_score(made: "choice.Choice") -> float:
@@ -123,7 +117,14 @@ def _merged(rounds: "list[choice.Choice]") -> "choice.Choice":
         return rounds[0]
     if any(each.log_weights is not None for each in rounds):
         raise ValueError("EarlyStop compares rounds by score, and `inner` weighs its beams. Use one that ranks them.")
-    candidates = [candidate for each in rounds for candidate in each.candidates]
+    candidates = []
+    for each in rounds:
+        first = len(candidates)
+        candidates += [
+            candidate if candidate.ancestor is None else replace(candidate, ancestor=first + candidate.ancestor)
+            for candidate in each.candidates
+        ]
     most = max(len(each.kept) for each in rounds)
     ranked = reward_pruning.rank(candidates)
-    return choice.Choice(candidates, ranked[:most], reserve=ranked[most:])
+    notes = [note for each in rounds for note in each.notes]
+    return choice.Choice(candidates, ranked[:most], reserve=ranked[most:], notes=notes)

@@ -1,6 +1,7 @@
 """What a run will cost, before it: work, operations, and bytes by part."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -87,7 +88,7 @@ class Costs(Protocol):
 
     def forward_bytes(self, batch_size: int, num_frames: int, context_frames: int) -> int: ...
 
-    def encode_cost(self, size: tuple[int, int]) -> "EncodeCost": ...
+    def encode_cost(self, size: tuple[int, int]) -> EncodeCost: ...
 
     def decode_flops(self, is_first: bool) -> int: ...
 
@@ -104,14 +105,30 @@ class MemorySize:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Candidates that are denoised together."""
+
+    candidates: int
+    num_steps: int
+    num_frames: int  # latent frames of each
+    context_frames: int  # that they read
+
+    @property
+    def forwards(self) -> int:
+        return self.candidates * self.num_steps
+
+
+@dataclass(frozen=True)
 class ChunkLoad:
     """What one chunk does, and beside how much memory."""
 
     index: int
     num_parents: int
     num_kept: int
-    batches: tuple[tuple[int, int], ...]  # candidates that are denoised together, and in how many steps
+    clean_passes: int
+    batches: tuple[Batch, ...]
     num_scored: int  # predictions and finished candidates
+    num_rolled: tuple[tuple[int, int], ...]  # roll-outs' predictions: the chunk that they are of, and how many
     size: MemorySize
     latent_frames: int  # of the chunk
     new_frames: int  # its pixel frames
@@ -119,7 +136,7 @@ class ChunkLoad:
 
     @property
     def forwards(self) -> int:
-        return sum(batch * num_steps for batch, num_steps in self.batches)
+        return sum(batch.forwards for batch in self.batches)
 
 
 def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -> tuple[list[ChunkLoad], int]:
@@ -128,33 +145,53 @@ def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -
     Raises:
         ValueError: the search does not say what it does.
     """
-    search, num_parents, loads, least_forwards = search_plan.search, 1, [], 0
-    frames = [pixel_frames[min(index, 1)] for index in range(search_plan.num_chunks)]
-    for index, size in enumerate(memory_sizes(search_plan)):
+    search, num_chunks, num_parents = search_plan.search, search_plan.num_chunks, 1
+    loads, least_forwards, sizes = [], 0, memory_sizes(search_plan)
+    lengths = [(search_plan.num_latents(index), size.context_frames) for index, size in enumerate(sizes)]
+    for index, size in enumerate(sizes):
         if index < search_plan.num_given_chunks:
             least = most = choice.SearchWork((), kept=1)
         else:
-            least, most = choice.search_work(search, index, num_parents)
-        batches = _batches(most, num_parents, search_plan.num_steps)
-        window = sum(frames[max(index + 1 - search_plan.request.reward_window, 0) : index + 1])
-        num_scored = sum(each.candidates for each in most.passes if _num_steps(each, search_plan.num_steps))
-        num_scored = num_scored if most.passes else 1  # a given chunk
-        _, latent_frames, *_ = search_plan.chunk_shape(index)
-        lengths = (latent_frames, frames[index], window)
-        loads.append(ChunkLoad(index, num_parents, most.kept, batches, num_scored, size, *lengths))
-        least_forwards += sum(b * steps for b, steps in _batches(least, num_parents, search_plan.num_steps))
+            ends = None if search_plan.is_endless else num_chunks
+            least, most = choice.search_work(search, index, num_parents, ends)
+        made = [each for each in most.passes if _num_steps(each, search_plan.num_steps)]
+        load = ChunkLoad(
+            index,
+            num_parents,
+            num_kept=most.kept,
+            clean_passes=most.more_clean_passes + (0 if search_plan.is_last(index) else most.kept),
+            batches=_batches(most, num_parents, search_plan.num_steps, lengths[index:]),
+            num_scored=sum(each.candidates for each in made if each.ahead == 0) if most.passes else 1,
+            num_rolled=tuple((index + each.ahead, each.candidates) for each in made if each.ahead > 0),
+            size=size,
+            latent_frames=search_plan.num_latents(index),
+            new_frames=pixel_frames[min(index, 1)],
+            window_frames=_window_frames(search_plan, pixel_frames, index),
+        )
+        loads.append(load)
+        least_batches = _batches(least, num_parents, search_plan.num_steps, lengths[index:])
+        least_forwards += sum(batch.forwards for batch in least_batches)
         num_parents = most.kept
     return loads, least_forwards
 
 
-def _batches(work: "choice.SearchWork", num_parents: int, num_steps: int) -> tuple[tuple[int, int], ...]:
+def _window_frames(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int], index: int) -> int:
+    first = max(index + 1 - search_plan.request.reward_window, 0)
+    return sum(pixel_frames[min(each, 1)] for each in range(first, index + 1))
+
+
+def _batches(
+    work: "choice.SearchWork", num_parents: int, num_steps: int, lengths: Sequence[tuple[int, int]]
+) -> tuple[Batch, ...]:
+    """What is denoised together; `lengths` has the frames of this chunk and later ones, and those that they read."""
     batches = []
     for each in work.passes:
+        steps, own = _num_steps(each, num_steps), lengths[min(each.ahead, len(lengths) - 1)]
         for share in noise_propagation.split_evenly(each.candidates, num_parents):
-            size = work.batch or max(share, 1)
+            size = 1 if each.ahead else work.batch or max(share, 1)
             whole, rest = divmod(share, size)
-            batches += [(batch, _num_steps(each, num_steps)) for batch in [size] * whole + [rest] * (rest > 0)]
-    return tuple((batch, steps) for batch, steps in batches if steps)
+            batches += [Batch(number, steps, *own) for number in [size] * whole + [rest] * (rest > 0)]
+    return tuple(batch for batch in batches if batch.num_steps)
 
 
 def _num_steps(search_pass: "choice.SearchPass", num_steps: int) -> int:
@@ -176,14 +213,17 @@ def estimate_run(
     loads, least_forwards = chunk_loads(search_plan, pixel_frames)
     num_beams, num_chunks = max(load.num_kept for load in loads), search_plan.num_chunks
     decoded = [_num_decoded(search_plan, load) for load in loads]
-    scored = sum(load.num_scored * _frames_read(search_plan, load) for load in loads)
+    scored = sum(_frames_read(search_plan, load, pixel_frames) for load in loads)
     height, width = search_plan.size
     picture = 3 * height * width if search_plan.has_pixels else 0
-    num_channels, _, *latent_size = search_plan.latent_shape
+    num_channels, chunk_frames, *latent_size = search_plan.latent_shape
     latents = 4 * num_channels * math.prod(latent_size)  # of a latent frame, in float32
     averages = costs.frame_bytes * 4 // costs.itemsize
     sizes = [load.size for load in loads]
     held = max(s.held_averages * averages + (s.held_frames - s.held_averages) * costs.frame_bytes for s in sizes)
+    # Beams of chunks to which the search may go back: what has left since, and sinks as they were.
+    older = chunk_frames * costs.frame_bytes + max(size.held_averages for size in sizes) * averages
+    older *= search_plan.depth
     stages: dict[str, int] = {}
     for load in loads:
         for stage, size in _stage_bytes(search_plan, costs, load, latents * load.latent_frames, picture).items():
@@ -203,14 +243,14 @@ def estimate_run(
         num_chunks=num_chunks,
         least_forwards=least_forwards,
         forwards=sum(load.forwards for load in loads),
-        clean_passes=sum(load.num_kept for load in loads[:-1]),
-        latents_decoded=sum(number * load.latent_frames for number, load in zip(decoded, loads, strict=True)),
+        clean_passes=sum(load.clean_passes for load in loads),
+        latents_decoded=sum(_latents_decoded(search_plan, load) for load in loads),
         frames_scored=scored,
         flops={stage: count for stage, count in flops.items() if count},
         always_bytes={
             **{f"weights of {name}": size for name, size in weights.items()},
             **given,
-            "memory": num_beams * held + costs.text_bytes,
+            "memory": num_beams * (held + older) + costs.text_bytes,
             "videos": num_beams * (search_plan.first_frame(num_chunks) * latents + num_pixels),
         },
         stage_bytes=stages,
@@ -219,31 +259,43 @@ def estimate_run(
 
 def _num_decoded(search_plan: "plan.SearchPlan", load: ChunkLoad) -> int:
     if search_plan.is_seen:
-        return load.num_scored
+        return load.num_scored + sum(number for _, number in load.num_rolled)
     return load.num_kept if search_plan.has_pixels else 0
 
 
-def _frames_read(search_plan: "plan.SearchPlan", load: ChunkLoad) -> int:
-    """Frames of one candidate that the rewards read."""
-    image = 0 if search_plan.image_reward is None else load.new_frames
-    return image + (0 if search_plan.video_reward is None else load.window_frames)
+def _latents_decoded(search_plan: "plan.SearchPlan", load: ChunkLoad) -> int:
+    num_rolled = sum(number for _, number in load.num_rolled) if search_plan.is_seen else 0
+    num_own = _num_decoded(search_plan, load) - num_rolled
+    return num_own * load.latent_frames + num_rolled * search_plan.latent_shape[1]  # a later chunk's
+
+
+def _frames_read(search_plan: "plan.SearchPlan", load: ChunkLoad, pixel_frames: tuple[int, int]) -> int:
+    """Frames that the rewards read."""
+    num_read = 0
+    for index, number in ((load.index, load.num_scored), *load.num_rolled):
+        image = 0 if search_plan.image_reward is None else pixel_frames[min(index, 1)]
+        window = 0 if search_plan.video_reward is None else _window_frames(search_plan, pixel_frames, index)
+        num_read += number * (image + window)
+    return num_read
 
 
 def _flops(search_plan: "plan.SearchPlan", costs: Costs, loads: list[ChunkLoad], decoded: list[int]) -> dict[str, int]:
     flops = {"denoise": 0, "clean_pass": 0, "decode": 0}
     for load, num_decoded in zip(loads, decoded, strict=True):
+        for batch in load.batches:
+            is_clamped = search_plan.is_clamped and load.index == 0 and batch.context_frames == 0
+            forward = (batch.candidates, batch.num_frames, batch.context_frames)
+            flops["denoise"] += batch.num_steps * costs.forward_flops(*forward, times_tokens=is_clamped)
         lengths = (load.latent_frames, load.size.context_frames)
-        options = {"times_tokens": search_plan.is_clamped and load.index == 0}
-        for batch, num_steps in load.batches:
-            flops["denoise"] += num_steps * costs.forward_flops(batch, *lengths, **options)
         if load.index == 0:  # the very first forward reads the prompt
-            first, stage = (load.batches[0][0], "denoise") if load.batches else (1, "clean_pass")
-            without = costs.forward_flops(first, *lengths)
-            flops[stage] += costs.forward_flops(first, *lengths, fills_prompt=True) - without
-        if load.index < search_plan.num_chunks - 1:
-            flops["clean_pass"] += load.num_kept * costs.forward_flops(1, *lengths)
+            first, stage = (load.batches[0].candidates, "denoise") if load.batches else (1, "clean_pass")
+            flops[stage] += costs.forward_flops(first, *lengths, fills_prompt=True)
+            flops[stage] -= costs.forward_flops(first, *lengths)
+        flops["clean_pass"] += load.clean_passes * costs.forward_flops(1, *lengths)
         if num_decoded:
-            flops["decode"] += num_decoded * costs.decode_flops(load.index == 0)
+            num_rolled = num_decoded - load.num_scored if load.num_rolled else 0
+            flops["decode"] += (num_decoded - num_rolled) * costs.decode_flops(load.index == 0)
+            flops["decode"] += num_rolled * costs.decode_flops(False)
     return flops
 
 
@@ -256,12 +308,18 @@ def _stage_bytes(
     chosen.
     """
     context, num_decoded = load.size.context_frames, _num_decoded(search_plan, load)
-    parent_states = 0 if load.index == 0 or not search_plan.has_pixels else load.num_parents
+    older = min(search_plan.depth, load.index - 1)
+    parent_states = 0 if load.index == 0 or not search_plan.has_pixels else load.num_parents * (1 + older)
     all_states = parent_states + num_decoded if num_decoded else 0
-    kept_states = load.num_kept if num_decoded else 0
-    batch, num_steps = max((batch for batch, _ in load.batches), default=0), search_plan.num_steps
-    other_contexts = (load.num_parents - 1) * context * costs.frame_bytes
-    contexts = load.num_parents * context * costs.frame_bytes
+    kept_states = (load.num_kept + load.num_parents * min(search_plan.depth, load.index)) if num_decoded else 0
+    batch, num_steps = max((batch.candidates for batch in load.batches), default=0), search_plan.num_steps
+    # A roll-out remembers its candidate, and reads that as well.
+    rolled = 0
+    if load.num_rolled:
+        most_read = max(batch.context_frames for batch in load.batches)
+        rolled = (2 * search_plan.latent_shape[1] + most_read) * costs.frame_bytes
+    other_contexts = (load.num_parents - 1) * context * costs.frame_bytes + rolled
+    contexts = load.num_parents * context * costs.frame_bytes + rolled
     # Candidates: their noise, that of later steps too, their latents and pixels.
     made = load.num_scored * ((num_steps + 1 if load.batches else 1) * latents + picture * load.new_frames)
     # In a forward: its inputs, the noise that comes after it, and sums in float64.
@@ -290,18 +348,16 @@ def memory_sizes(search_plan: "plan.SearchPlan") -> list[MemorySize]:
     sinks: tuple[_Remembered, ...] = ()
     window: tuple[_Remembered, ...] = ()
     for index in range(search_plan.num_chunks):
-        _, num_frames, *_ = search_plan.chunk_shape(index)
-        chunk = _Remembered(index, num_frames, search_plan.first_frame(index))
+        chunk = _Remembered(index, search_plan.num_latents(index), search_plan.first_frame(index))
         context = sum(each.num_frames for each in (*sinks, *window))
         if chunk.start_frame < search_plan.sink_frames:
             sinks = (*sinks, chunk)
         else:
             window = (*window, chunk)
         held = (*sinks, *window)
-        frames = [(each.num_frames, each.is_average) for each in held]
-        averages = sum(num_frames for num_frames, is_average in frames if is_average)
-        sizes.append(MemorySize(context, sum(num_frames for num_frames, _ in frames), averages))
-        _, incoming, *_ = search_plan.chunk_shape(index + 1)
+        averages = sum(each.num_frames for each in held if each.is_average)
+        sizes.append(MemorySize(context, sum(each.num_frames for each in held), averages))
+        incoming = search_plan.num_latents(index + 1)
         while sum(each.num_frames for each in window) + incoming > search_plan.rolling_frames and window:
             oldest, *rest = window
             sinks, window = search_plan.policy.evict(sinks, oldest, memory_sinking.Route.APPEND), tuple(rest)

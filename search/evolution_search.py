@@ -43,6 +43,7 @@ class EvolutionSearch:
 
     compares_rounds = True
     drops = True
+    scales = "population"
 
     def __post_init__(self) -> None:
         for name, least in {"generations": 1, "population": 1, "elites": 1, "at_step": 0, "num_beams": 1}.items():
@@ -76,18 +77,21 @@ class EvolutionSearch:
         if self.at_step > 0:
             begun = steps.denoise(beams, begun, until=self.at_step)
         candidates = steps.score(beams, steps.denoise(beams, begun))
-        for _ in range(self.generations - 1):
+        for generation in range(1, self.generations):
             parents = reward_pruning.rank(candidates)[: self.elites]
             if not parents:
                 break
             turns = [parents[child % len(parents)] for child in range(self.population - self.elites)]
-            children = [self._child(begun[index], steps.generator, steps.num_steps) for index in turns]
+            children = [
+                replace(self._child(begun[index], steps.generator), generation=generation, ancestor=index)
+                for index in turns
+            ]
             begun = [*begun, *children]
             candidates = [*candidates, *steps.score(beams, steps.denoise(beams, children))]
         ranked = reward_pruning.rank(candidates)
         return choice.Choice(candidates, ranked[: self.num_beams], reserve=ranked[self.num_beams :])
 
-    def _child(self, parent: "beam.Candidate", generator: torch.Generator, num_steps: int) -> "beam.Candidate":
+    def _child(self, parent: "beam.Candidate", generator: torch.Generator) -> "beam.Candidate":
         if self.at_step == 0:
             return replace(parent, noise=mutated(parent.noise, self.mutation, generator))
         draws = list(parent.renoise)

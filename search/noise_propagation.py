@@ -15,6 +15,7 @@ SEED_LIMIT = 2**53  # seeds go through JSON, whose readers keep integers exactly
 # The CPU generator looks at the lower 32 bits of a seed only, so that is where streams must differ. Candidates of a
 # run are numbered in 32 bits and the number is multiplied by an odd constant, which permutes 32-bit numbers.
 STREAM_BITS = {"chunk": 14, "beam": 8, "candidate": 10}
+MOST_BEAMS = 1 << STREAM_BITS["beam"]
 MOST_CANDIDATES = 1 << STREAM_BITS["candidate"]  # of one beam at a chunk, with streams of their own
 # 2**32 over the golden ratio: the streams of neighbouring numbers, and of neighbouring seeds, lie far apart.
 STREAM_MULTIPLIER = 0x9E3779B1
@@ -67,10 +68,10 @@ SEED_MODES: dict[str, Callable[[int, int, int, int, int], int]] = {
 }
 
 
-def search_seed(seed: int, chunk_index: int) -> int:
-    """For a search's own draws at a chunk: the last of the streams that candidates could have."""
+def search_seed(seed: int, chunk_index: int, attempt: int = 0) -> int:
+    """For a search's own draws at an attempt at a chunk: of the last streams that candidates could have."""
     last_beam, last_candidate = ((1 << STREAM_BITS[name]) - 1 for name in ("beam", "candidate"))
-    return independent_seed(seed, chunk_index, last_beam, last_candidate, seed)
+    return independent_seed(seed, chunk_index, last_beam, last_candidate - attempt, seed)
 
 
 def base_seed(generator: torch.Generator | None, mode: str) -> int:

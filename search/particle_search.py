@@ -13,7 +13,7 @@ potentials no longer telescope; here the beams carry their log weights on.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffusers.utils import logging
 
@@ -22,6 +22,7 @@ from . import beam, best_of_n, choice, geometry, resampling, reward_pruning
 logger = logging.get_logger(__name__)
 
 POTENTIALS = ("difference", "max", "sum")
+LARGEST_STRENGTH = 1e30  # so that its product with no score of float32 is infinite
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,12 @@ class ParticleSearch:
     tempering: float | None = None
 
     compares_rounds = True  # every particle is scored alone
+    scales = "num_particles"
 
     def __post_init__(self) -> None:
         number = geometry.whole_number("num_particles", self.num_particles, least=1, most=256, of=" of ParticleSearch")
         object.__setattr__(self, "num_particles", number)
-        self._check_number("strength", -math.inf, math.inf)
+        self._check_number("strength", -LARGEST_STRENGTH, LARGEST_STRENGTH)
         self._check_number("threshold", 0.0, 1.0)
         if self.tempering is not None:
             self._check_number("tempering", 0.0, math.inf)
@@ -70,7 +72,10 @@ class ParticleSearch:
     def _check_number(self, name: str, least: float, most: float) -> None:
         value = geometry.real_number(name, getattr(self, name), " of ParticleSearch")
         if not least <= value <= most:
-            raise ValueError(f"`{name}` of ParticleSearch is {value}; it must lie in [{least:g}, {most:g}].")
+            nearest = least if value < least else most
+            raise ValueError(
+                f"`{name}` of ParticleSearch is {value}; it must lie in [{least:g}, {most:g}]. Use {nearest:g}."
+            )
         object.__setattr__(self, name, value)
 
     @property
@@ -115,7 +120,12 @@ class ParticleSearch:
             gathered = self._gathered(scores, chunk_index, is_last)
             before = self._gathered(parent.scores, chunk_index - 1, False) if parent.scores else 0.0
             log_weights.append(parent.log_weight + gathered - before)
-        return self._resampled(steps, made, log_weights)
+        known = dict(zip(made.kept, log_weights, strict=True))
+        candidates = [
+            replace(candidate, log_weight=known[row]) if math.isfinite(known.get(row, math.nan)) else candidate
+            for row, candidate in enumerate(made.candidates)
+        ]
+        return self._resampled(steps, replace(made, candidates=candidates), log_weights)
 
     def _gathered(self, scores: tuple[float, ...], chunk_index: int, is_last: bool) -> float:
         """A_n, the log weight of a particle with these scores since the video's beginning."""
@@ -127,15 +137,14 @@ class ParticleSearch:
     def _temper(self, chunk_index: int) -> float:
         if self.tempering is None:
             return 1.0
-        return min(math.expm1((chunk_index + 1) * math.log1p(self.tempering)), 1.0)
+        return math.expm1(min((chunk_index + 1) * math.log1p(self.tempering), math.log(2.0)))
 
     def _resampled(self, steps: object, made: "choice.Choice", log_weights: list[float]) -> "choice.Choice":
         """The particles with their weights; or as many as `num_particles` drawn by these, with equal weights."""
         if not all(math.isfinite(weight) for weight in log_weights):
-            logger.warning(
-                f"Chunk {steps.chunk_index}: the weights are not finite; the best particles go on as equals."
-            )
-            return choice.Choice(made.candidates, reward_pruning.rank(made.candidates))
+            note = "the weights are not finite; the best particles go on as equals"
+            logger.warning(f"Chunk {steps.chunk_index}: {note}.")
+            return choice.Choice(made.candidates, reward_pruning.rank(made.candidates), notes=[note])
         weights = resampling.normalized_weights(log_weights)
         # A lost particle has no weight, and counts as one.
         if resampling.effective_sample_size(weights) < self.threshold * self.num_particles:

@@ -66,6 +66,12 @@ class SearchPlan:
         return len(self.levels) - 1
 
     @property
+    def depth(self) -> int:
+        """Chunks that the search may go back: what `max_lag` settles stays as it is."""
+        depth, lag = getattr(self.search, "depth", 0), self.request.max_lag
+        return depth if lag is None else min(depth, lag)
+
+    @property
     def num_lineages(self) -> int:
         """Base seeds that each prompt's search draws."""
         return getattr(self.search, "num_lineages", 1)
@@ -79,10 +85,14 @@ class SearchPlan:
         """Latent frames before a chunk."""
         return self.first_chunk_frames + (chunk_index - 1) * self.latent_shape[1] if chunk_index else 0
 
+    def num_latents(self, chunk_index: int) -> int:
+        """Latent frames of a chunk."""
+        return self.latent_shape[1] if chunk_index else self.first_chunk_frames
+
     def chunk_shape(self, chunk_index: int) -> tuple[int, int, int, int]:
         """A chunk's C, F, h, w."""
-        num_channels, num_frames, *size = self.latent_shape
-        return num_channels, num_frames if chunk_index else self.first_chunk_frames, *size
+        num_channels, _, *size = self.latent_shape
+        return num_channels, self.num_latents(chunk_index), *size
 
     def chunk_frames(self, chunk_index: int) -> slice:
         """A chunk's latent frames in the video."""
@@ -121,7 +131,7 @@ class SearchPlan:
             "sink_frames": self.sink_frames,
             "levels": list(self.levels[:-1]),
             "search": recorded.as_config(self.search),
-            "num_beams": choice.most_kept(self.search),
+            "num_beams": choice.most_ended(self.search),
             "num_candidates": None if beams is None else beams.num_candidates,
             **self.request.as_config(),
             "given": None if self.past is None else self.past.name,

@@ -1,7 +1,7 @@
 """One prompt's search as it stands: its beams after the last finished chunk, and the record so far."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers.utils import logging
@@ -9,6 +9,17 @@ from diffusers.utils import logging
 from . import beam, choice, plan, reward_pruning, trace
 
 logger = logging.get_logger(__name__)
+
+MOST_TURNS = 256  # from one chunk; a search that goes on is thought to be endless
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """The attempts at one chunk that were given up."""
+
+    num_made: int = 0
+    num_proposed: int = 0  # candidates of a beam, so that the next attempt draws other seeds
+    num_turns: int = 0  # those at which the search turned back; the others were given up by attempts at later chunks
 
 
 @dataclass(eq=False)
@@ -19,6 +30,8 @@ class PromptSearch:
     prompt: object  # as the transformer reads it; a callback may replace it
     trace: "trace.SearchTrace"
     beams: "list[beam.Beam]"  # best first
+    older: tuple[tuple["list[beam.Beam]", object], ...] = ()  # beams and prompt of the chunks to which it may go back
+    attempts: dict[int, Attempts] = field(default_factory=dict)  # by chunk, of those that were given up
     work: "trace.ChunkWork | None" = None  # done for its next chunk before the chunk was begun
 
     @property
@@ -61,9 +74,14 @@ class PromptSearch:
             self.trace.keep_last(self.plan.num_chunks)
 
     def num_settled(self, num_before: int) -> int:
-        """How many of the video's first chunks all beams share: they can change no more. `num_before` do."""
-        num_shared = num_before
-        while num_shared < self.chunk_index and len({id(beam.latents[num_shared]) for beam in self.beams}) == 1:
+        """How many of the video's first chunks can change no more: all beams share them, and it cannot go back there.
+
+        Args:
+            num_before: so many are known to be settled.
+        """
+        num_given = min(self.plan.num_given_chunks, self.chunk_index)
+        num_shared, last = num_before, max(self.chunk_index - self.plan.depth, num_given)
+        while num_shared < last and len({id(beam.latents[num_shared]) for beam in self.beams}) == 1:
             num_shared += 1
         return num_shared
 
@@ -73,6 +91,51 @@ class PromptSearch:
         if self.plan.is_endless and before > 0:
             self.beams = [beam.forget(before) for beam in self.beams]
 
+    @property
+    def attempts_before(self) -> Attempts:
+        """Those at the chunk that is to be made next."""
+        return self.attempts.get(self.chunk_index, Attempts())
+
+    @property
+    def most_back(self) -> int:
+        """Chunks that the search may go back now."""
+        return min(self.plan.depth, len(self.older))
+
+    def note_attempt(self, num_proposed: int) -> None:
+        """Counts an attempt at the chunk that is to be made next; so many candidates of a beam are numbered by now."""
+        before = self.attempts_before
+        counted = replace(before, num_made=before.num_made + 1, num_proposed=num_proposed)
+        recent = {index: each for index, each in self.attempts.items() if index >= self.chunk_index - self.plan.depth}
+        self.attempts = {**recent, self.chunk_index: counted}
+
+    def go_back(self, made: "choice.Choice", work: "trace.ChunkWork") -> None:
+        """Gives up an attempt at the next chunk, and the chunks before it back to the one that is made again.
+
+        Raises:
+            ValueError: the search has turned back from this chunk so often that it may do so for ever.
+        """
+        turned = replace(self.attempts_before, num_turns=self.attempts_before.num_turns + 1)
+        if turned.num_turns > MOST_TURNS:
+            raise ValueError(
+                f"{choice.search_name(self.plan.search)} has turned back from chunk {self.chunk_index} {MOST_TURNS} "
+                "times; a search must end it: `steps.num_turns` counts."
+            )
+        self.attempts = {**self.attempts, self.chunk_index: turned}
+        weight = self.plan.fusion_weight(self.chunk_index)
+        record = trace.ChunkTrace.of(made.traces(), [], weight, work, made.notes)
+        self.trace.give_up(made.back, record)
+        if made.back > 0:
+            self.beams, self.prompt = self.older[-made.back]
+            self.older = self.older[: -made.back]
+
+    def keep_for_going_back(self) -> None:
+        """Keeps the beams of the chunk that is being made, with their decoder states, as long as it may come again.
+
+        A given chunk never does.
+        """
+        if self.plan.depth > 0 and self.chunk_index >= self.plan.num_given_chunks:
+            self.older = (*self.older, (self.beams, self.prompt))[-self.plan.depth :]
+
     def release_decoder_states(self) -> None:
         """Lets go of what only candidates are decoded from."""
         self.beams = [replace(each, decoder_state=beam.RELEASED) for each in self.beams]
@@ -80,7 +143,7 @@ class PromptSearch:
     def release(self) -> None:
         """Lets go of all that only a next chunk would need: a finished search is its videos and its trace."""
         self.beams = [replace(each, memory=beam.RELEASED, decoder_state=beam.RELEASED) for each in self.beams]
-        self.prompt = None
+        self.prompt, self.older = None, ()
 
     def settle_by_score(self) -> None:
         """Orders the beams by their last score, unless they are ordered: no more work for what was interrupted."""

@@ -215,7 +215,7 @@ class VideoRequest:
         if search is None:
             numbers = (default if number is None else number for number in (self.num_beams, self.num_candidates))
             search = beam_search.BeamSearch(*numbers)
-        name, most = choice.search_name(search), choice.most_kept(search)
+        name, most = choice.search_name(search), choice.most_ended(search)
         if getattr(search, "drops", True) and not has_reward and self.callback_on_chunk_end is None:
             who = f"`search`, {name},"
             if self.search is None:
@@ -242,7 +242,7 @@ class VideoRequest:
             raise ValueError(
                 f"`latents` is the noise of one video, and {name} tries several. Use `num_beams=1, num_candidates=1`."
             )
-        if most > 1:
+        if choice.most_kept(search) > 1:
             self._check_settling(search, has_reward)
         return search
 

@@ -5,7 +5,7 @@ Plain numbers and text, no tensors: `trace.save("trace.json")`, `SearchTrace.loa
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
@@ -36,10 +36,16 @@ class CandidateTrace:
     kept_as: list[int] = field(default_factory=list)  # which of the next beams it became; before version 0.2 not told
     step: int | None = None  # denoising steps done; its scores are of the prediction after them
     own: list[str] = field(default_factory=list)  # put instead of the drawn: "noise", "memory"; "given": a given chunk
+    partial_scores: list[list[float]] = field(default_factory=list)  # [step, score] of predictions before this one
+    round: int = 0  # of a search that has several at a chunk
+    generation: int = 0  # of a search that has children
+    ancestor: int | None = None  # index, among the chunk's candidates, of the one whose child it is
+    log_weight: float | None = None  # as its search weighed it, before any resampling
 
     @classmethod
     def of(cls, candidate: "beam.Candidate", kept_as: list[int]) -> "CandidateTrace":
         own = {"kept": bool(kept_as), "kept_as": kept_as}
+        own["partial_scores"] = [list(each) for each in candidate.partial_scores]
         names = (field.name for field in fields(cls) if field.name not in own)
         return cls(**own, **{name: getattr(candidate, name) for name in names})
 
@@ -91,6 +97,8 @@ class ChunkTrace:
     evicted: list[EvictionTrace]  # as the chunk was committed
     sinks: list[list[int]]  # per kept beam, the first latent frame of each sink
     work: ChunkWork
+    log_weights: list[float] = field(default_factory=list)  # of the kept beams; empty where none has any but 0
+    notes: list[str] = field(default_factory=list)  # the search's own
 
     @classmethod
     def of(
@@ -99,10 +107,20 @@ class ChunkTrace:
         beams: "list[beam.Beam]",
         fusion_weight: float,
         work: ChunkWork,
+        notes: Sequence[str] = (),
     ) -> "ChunkTrace":
         """The record of a chunk from its candidates and the beams that grew from them."""
         evicted = [EvictionTrace(place, *left) for place, beam in enumerate(beams) for left in beam.evicted]
-        return cls(fusion_weight, candidates, evicted, [beam.sink_start_frames for beam in beams], work)
+        weights = [beam.log_weight for beam in beams]
+        return cls(
+            fusion_weight,
+            candidates,
+            evicted,
+            sinks=[beam.sink_start_frames for beam in beams],
+            work=work,
+            log_weights=weights if any(weights) else [],
+            notes=list(notes),
+        )
 
     def grown_into(self, beam_index: int) -> CandidateTrace:
         """The candidate that became a beam; in traces before version 0.2, beams stand in the order of their scores."""
@@ -110,6 +128,14 @@ class ChunkTrace:
             if beam_index in candidate.kept_as:
                 return candidate
         return sorted((c for c in self.candidates if c.kept), key=lambda c: -c.score)[beam_index]
+
+
+@dataclass(frozen=True)
+class GivenUpTrace:
+    """An attempt at a chunk that was given up, by a search that went back to this chunk or to an older one."""
+
+    chunk: int
+    record: ChunkTrace  # what it was; of the chunk at which the search turned back, nothing is kept
 
 
 @dataclass(frozen=True)
@@ -133,6 +159,20 @@ class SearchTrace:
     final: FinalTrace | None = None  # None while the search runs
     # name, or "NAME.PART", to, per chunk, the kept candidates; None where a monitor had no number
     monitors: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    given_up: list[GivenUpTrace] = field(default_factory=list)  # in the order in which they were made
+
+    @property
+    def works(self) -> list[ChunkWork]:
+        """What was done: of every chunk, and of every attempt that was given up."""
+        return [each.work for each in (*self.chunks, *(attempt.record for attempt in self.given_up))]
+
+    def give_up(self, num_chunks: int, attempt: ChunkTrace) -> None:
+        """Enters an attempt at the next chunk with which the last `num_chunks` are given up too."""
+        first = len(self.chunks) - num_chunks
+        records = [*self.chunks[first:], attempt]
+        self.given_up.extend(GivenUpTrace(first + place, record) for place, record in enumerate(records))
+        for records in (self.chunks, *self.monitors.values()):
+            del records[first:]
 
     def add(self, chunk: ChunkTrace, monitored: dict[str, list[float | None]]) -> None:
         """Enters a finished chunk; a part that a monitor gives for some chunks only is empty for the others."""
@@ -159,8 +199,8 @@ class SearchTrace:
         return path[::-1]
 
     def keep_last(self, num_chunks: int) -> None:
-        """Forgets all but the last chunks, in place."""
-        for records in (self.chunks, *self.monitors.values()):
+        """Forgets all but the last chunks, and attempts, in place."""
+        for records in (self.chunks, self.given_up, *self.monitors.values()):
             del records[:-num_chunks]
 
     def save(self, path: str | PathLike, *, overwrite: bool = False) -> None:
@@ -187,15 +227,17 @@ class SearchTrace:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
         content.pop("made_by", None)
-        chunks = [
-            ChunkTrace(
-                fusion_weight=chunk["fusion_weight"],
-                candidates=[CandidateTrace(**candidate) for candidate in chunk["candidates"]],
-                evicted=[EvictionTrace(**eviction) for eviction in chunk["evicted"]],
-                sinks=chunk["sinks"],
-                work=ChunkWork(**chunk["work"]),
-            )
-            for chunk in content.pop("chunks")
-        ]
+        chunks = [_chunk(each) for each in content.pop("chunks")]
+        given_up = [GivenUpTrace(each["chunk"], _chunk(each["record"])) for each in content.pop("given_up", [])]
         final = content.pop("final")
-        return cls(**content, chunks=chunks, final=None if final is None else FinalTrace(**final))
+        final = None if final is None else FinalTrace(**final)
+        return cls(**content, chunks=chunks, final=final, given_up=given_up)
+
+
+def _chunk(content: dict[str, Json]) -> ChunkTrace:
+    parts = {
+        "candidates": [CandidateTrace(**candidate) for candidate in content["candidates"]],
+        "evicted": [EvictionTrace(**eviction) for eviction in content["evicted"]],
+        "work": ChunkWork(**content["work"]),
+    }
+    return ChunkTrace(**{**content, **parts})

@@ -11,7 +11,16 @@ from lossless_vae import lossless_vae
 
 from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
 from stream_t1.models.streaming_encoder import StreamingWanEncoder
-from stream_t1.search import BestOfN, EarlyPruning, EMASink, ParticleSearch, RewardRoutedSink
+from stream_t1.search import (
+    Backtracking,
+    BeamSearch,
+    BestOfN,
+    EarlyPruning,
+    EMASink,
+    Lookahead,
+    ParticleSearch,
+    RewardRoutedSink,
+)
 
 PLAIN = {"num_beams": 1, "num_candidates": 1}
 NOISE = torch.randn(1, 4, 18, 2, 2, generator=torch.Generator().manual_seed(7))
@@ -172,6 +181,29 @@ def test_a_particle_search_goes_on_from_a_given_past(made):
     given = made(**PLAIN).frames[:, :, :6]
     output = made(search=ParticleSearch(3, strength=2.0), video_latents=given, num_frames=45)
     assert torch.equal(output.frames[:, :, :6], given)
+
+
+def test_a_search_that_goes_back_stays_behind_a_given_past(pipe, made, embeds):
+    given = made(**PLAIN).frames[:, :, :6]
+    search = Backtracking(BeamSearch(1, 2), bound=1e9, depth=2, retries=1)  # no score is enough
+    arguments = {"prompt_embeds": embeds, "video_latents": given, "num_frames": 57, "search": search}
+    arguments |= {"image_reward": brightness, "video_reward": False, "output_type": "latent"}
+    stream = pipe.stream(generator=torch.Generator().manual_seed(4), **arguments)
+    chunks = [chunk.frames for chunk in stream]
+    assert torch.equal(torch.cat(chunks[:2], dim=1), given[0]) and len(chunks) == 5
+    trace = pipe(generator=torch.Generator().manual_seed(4), **arguments).trace
+    assert [len(chunk.candidates) for chunk in trace.chunks[:2]] == [1, 1]
+    assert torch.equal(
+        torch.cat(chunks, dim=1), pipe(generator=torch.Generator().manual_seed(4), **arguments).frames[0]
+    )
+
+
+def test_a_search_looks_ahead_from_a_held_frame_and_from_a_given_past(made):
+    search = Lookahead(BeamSearch(1, 2), chunks=1)
+    image = torch.zeros(1, 4, 1, 2, 2)
+    assert torch.equal(made(search=search, image_latents=image, num_frames=33).frames[:, :, :1], image)
+    given = made(**PLAIN).frames[:, :, :6]
+    assert torch.equal(made(search=search, video_latents=given, num_frames=45).frames[:, :, :6], given)
 
 
 def test_the_chunks_callback_is_not_asked_about_given_chunks(made):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -24,8 +25,8 @@ class ChainSteps:
 
     num_chunks, num_steps = NUM_CHUNKS, 1
 
-    def __init__(self, chunk_index, generator):
-        self.chunk_index, self.generator = chunk_index, generator
+    def __init__(self, chunk_index, chance, generator):
+        self.chunk_index, self.chance, self.generator = chunk_index, chance, generator
 
     def propose(self, beams, counts, first=0):
         return [
@@ -35,16 +36,15 @@ class ChainSteps:
         ]
 
     def _next(self, beam):
-        draw = float(torch.rand(1, generator=self.generator))
         if beam.noise is None:
-            return int(draw < 0.5)
-        return beam.noise if draw < STAY else 1 - beam.noise
+            return int(self.chance.random() < 0.5)
+        return beam.noise if self.chance.random() < STAY else 1 - beam.noise
 
     def denoise(self, beams, candidates, until=None):
-        return [replace(candidate, step=1) for candidate in candidates]
+        return candidates
 
     def score(self, beams, candidates):
-        return [replace(candidate, score=REWARD[candidate.noise]) for candidate in candidates]
+        return [replace(candidate, score=REWARD[candidate.noise], step=1) for candidate in candidates]
 
 
 def tilted_share() -> float:
@@ -57,46 +57,58 @@ def tilted_share() -> float:
     return weight[1] / sum(weight.values())
 
 
-def estimated_share(search, seed) -> float:
-    """The weighted share of one run's particles that end in state 1."""
-    generator, beams = torch.Generator().manual_seed(seed), [Beam(memory=None)]
+def one_run(search, seed) -> tuple[float, float]:
+    """The weighted share of a run's particles that end in state 1, and the run's own weight.
+
+    The product of the mean weights of all resamplings is an unbiased estimate of the law's normaliser, for any number
+    of particles: so the shares of many runs, weighted by it, have no bias that more runs would not remove.
+    """
+    chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    beams, log_weight = [Beam(memory=None)], 0.0
     for chunk_index in range(NUM_CHUNKS):
-        choice = search(ChainSteps(chunk_index, generator), beams)
+        choice = search(ChainSteps(chunk_index, chance, generator), beams)
+        if any(choice.log_weights):
+            log_weights = choice.log_weights
+        else:  # resampled
+            log_weight += log_mean_exp([candidate.log_weight for candidate in choice.candidates])
+            log_weights = [0.0] * len(choice.kept)
         grown = []
-        log_weights = choice.log_weights or [0.0] * len(choice.kept)
-        for index, log_weight in zip(choice.kept, log_weights, strict=True):
+        for index, weight in zip(choice.kept, log_weights, strict=True):
             candidate = choice.candidates[index]
-            parent = beams[candidate.parent]
-            scores = (*parent.scores, candidate.score)
-            grown.append(replace(parent, noise=candidate.noise, scores=scores, log_weight=log_weight))
+            scores = (*beams[candidate.parent].scores, candidate.score)
+            grown.append(Beam(memory=None, noise=candidate.noise, scores=scores, log_weight=weight))
         beams = grown
-    weights = normalized_weights([beam.log_weight for beam in beams])
-    return float(sum(w for w, beam in zip(weights.tolist(), beams, strict=True) if beam.noise == 1))
+    weights = [math.exp(beam.log_weight) for beam in beams]
+    share = sum(weight for weight, beam in zip(weights, beams, strict=True) if beam.noise == 1) / sum(weights)
+    return share, math.exp(log_weight + log_mean_exp([beam.log_weight for beam in beams]))
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
-def test_particles_are_of_the_tilted_law_for_every_potential(potential, threshold):
-    search = ParticleSearch(64, STRENGTH, potential=potential, threshold=threshold)
-    shares = torch.tensor([estimated_share(search, seed) for seed in range(60)], dtype=torch.float64)
-    error = float(shares.std()) / math.sqrt(len(shares))
-    # The bias of 64 particles is of the order of one over their number.
-    assert abs(float(shares.mean()) - tilted_share()) < 3 * error + 0.005
+def log_mean_exp(values) -> float:
+    return math.log(sum(map(math.exp, values)) / len(values))
 
 
+def check_law(search, num_runs=4000):
+    runs = torch.tensor([one_run(search, seed) for seed in range(num_runs)], dtype=torch.float64)
+    shares, weights = runs.unbind(dim=1)
+    share = float((shares * weights).sum() / weights.sum())
+    error = float((weights * (shares - share)).std() / weights.mean()) / math.sqrt(num_runs)
+    assert 0.001 < error < 0.02
+    assert abs(share - tilted_share()) < 3 * error
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0], ids=["adaptive", "always"])
 @pytest.mark.parametrize("resampling", list(RESAMPLING))
-def test_particles_are_of_the_tilted_law_for_every_resampling(resampling):
-    search = ParticleSearch(64, STRENGTH, resampling=resampling, threshold=1.0)
-    shares = torch.tensor([estimated_share(search, seed) for seed in range(60)], dtype=torch.float64)
-    error = float(shares.std()) / math.sqrt(len(shares))
-    assert abs(float(shares.mean()) - tilted_share()) < 3 * error + 0.005
+@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
+def test_particles_are_of_the_tilted_law(potential, resampling, threshold):
+    check_law(ParticleSearch(4, STRENGTH, potential=potential, resampling=resampling, threshold=threshold))
+
+
+def test_particles_that_are_never_resampled_are_of_the_same_law():
+    check_law(ParticleSearch(4, STRENGTH, threshold=0.0), num_runs=2000)
 
 
 def test_tempered_particles_are_of_the_same_law():
-    search = ParticleSearch(64, STRENGTH, tempering=0.3, threshold=0.9)
-    shares = torch.tensor([estimated_share(search, seed) for seed in range(60)], dtype=torch.float64)
-    error = float(shares.std()) / math.sqrt(len(shares))
-    assert abs(float(shares.mean()) - tilted_share()) < 3 * error + 0.005
+    check_law(ParticleSearch(4, STRENGTH, tempering=0.3, threshold=0.9))
 
 
 def test_the_law_is_not_the_models_own():
@@ -171,13 +183,16 @@ def test_a_strong_pull_leaves_copies_of_the_best(toy_pipeline, embeds):
 
 
 def test_weights_that_overflow_let_the_best_go_on(toy_pipeline, embeds, caplog):
-    trace = video(toy_pipeline, embeds, search=ParticleSearch(3, 1e308), image_reward=False, video_reward=big).trace
+    trace = video(toy_pipeline, embeds, search=ParticleSearch(3, 1e30), image_reward=False, video_reward=big).trace
     assert caplog.text.count("the weights are not finite") == 5
     assert all(len([c for c in chunk.candidates if c.kept]) == 3 for chunk in trace.chunks)
+    assert [chunk.notes for chunk in trace.chunks] == [
+        ["the weights are not finite; the best particles go on as equals"]
+    ] * 5
 
 
 def big(frames, prompt, fps):
-    return 1e3 * contrast(frames, prompt, fps)
+    return 1e300 * contrast(frames, prompt, fps).double()
 
 
 def test_a_lost_particle_is_replaced_when_they_are_resampled(toy_pipeline, embeds):

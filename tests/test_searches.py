@@ -229,7 +229,7 @@ def test_a_trace_says_which_search_with_which_numbers(toy_pipeline, embeds, tmp_
     trace = video(toy_pipeline, embeds, num_frames=9, search=EarlyStop(BeamSearch(2, 1), patience=2)).trace
     assert trace.config["search"] == {
         "name": "EarlyStop",
-        "inner": {"name": "BeamSearch", "num_beams": 2, "num_candidates": 1, "budget": None},
+        "inner": {"name": "BeamSearch", "num_beams": 2, "num_candidates": 1, "budget": None, "prune_every": 1},
         "margin": "inf",
         "patience": 2,
         "max_rounds": 8,
