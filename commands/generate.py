@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-frames", type=int, default=request["num_frames"], help="12 k - 3; default: %(default)s, at 16 a second"
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--image", type=Path, help="a picture with which the video begins, RGB")
+    given.add_argument("--video", type=Path, help="a video that is continued; its frames count in --num-frames")
+    parser.add_argument(
+        "--resize", choices=["crop"], help="scales IMAGE or VIDEO to the model's size, cuts what is over"
+    )
     parser.add_argument(
         "--search",
         choices=SHIPPED_SEARCHES,
@@ -67,7 +73,7 @@ def generate(arguments: argparse.Namespace) -> None:
             check_place(path, **options)
         except OSError as error:
             raise ValueError(f"`--output`: {error}") from error
-    search = chosen_search(arguments)
+    search, past = chosen_search(arguments), given_past(arguments)
     import torch
 
     pipe = load_demo(arguments.prompt) if arguments.model is None else load_model(arguments.model)
@@ -84,6 +90,7 @@ def generate(arguments: argparse.Namespace) -> None:
         num_frames=arguments.num_frames,
         generator=torch.Generator().manual_seed(arguments.seed),
         **search,
+        **past,
     )
     seconds = time.perf_counter() - begin
     frames, trace = (output.frames[0] * 255).round().astype("uint8"), output.trace
@@ -114,6 +121,21 @@ def chosen_search(arguments: argparse.Namespace) -> dict[str, object]:
     return given  # a call knows its own defaults, which depend on the rewards
 
 
+def given_past(arguments: argparse.Namespace) -> dict[str, object]:
+    """What the call is told of the picture or the video with which the new one begins.
+
+    Raises:
+        ValueError: there is no such file, or nothing to resize.
+    """
+    given = {name: getattr(arguments, name) for name in ("image", "video") if getattr(arguments, name) is not None}
+    for name, path in given.items():
+        if not path.is_file():
+            raise ValueError(f"`--{name}` is {path}; there is no such file.")
+    if arguments.resize is not None and not given:
+        raise ValueError(f"`--resize` is {arguments.resize}, and there is no `--image` or `--video` to resize.")
+    return given if arguments.resize is None else {**given, "resize": arguments.resize}
+
+
 def check_nothing_to_choose(request: VideoRequest) -> None:
     """
     Raises:
@@ -129,10 +151,11 @@ def check_nothing_to_choose(request: VideoRequest) -> None:
 
 def decision(pipe: "StreamT1Pipeline", trace: "SearchTrace") -> str:  # noqa: F821 - loaded on use
     """What decided about the video: which rewards, among how many candidates."""
-    tried = sum(len(chunk.candidates) for chunk in trace.chunks)
+    made = trace.chunks[trace.config["num_given_chunks"] :]
+    tried = sum(len(chunk.candidates) for chunk in made)
     rewards = {name: getattr(pipe, name) for name in ("image_reward", "video_reward")}
     named = " and ".join(f"{name} {type(each).__name__}" for name, each in rewards.items() if each is not None)
-    if tried == len(trace.chunks):
+    if tried == len(made):
         return f"a plain sample, {f'scored by {named}' if named else 'with no reward to choose by'}"
     return f"the best of {tried} candidates by {named}"
 
