@@ -17,6 +17,7 @@ L text tokens.
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ from .models.transformer_causal_wan import CausalWanTransformer3DModel
 from .rewards.arguments import check_kind, check_rewards, check_sources, chosen_reward, loaded_reward, warn_of_missed
 from .rewards.base import as_component
 from .rewards.monitoring import watched_scores
-from .rewards.scoring import clear_variables, score_clips
+from .rewards.scoring import clear_variables, mean_over_parts, score_clips
 from .rewards.shipped import SHIPPED_REWARDS  # noqa: F401 - registers every kind of reward, for folders and Hub ids
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.answers import check_choice, kept_by_callback
@@ -57,14 +58,18 @@ from .search.memory_sinking import MemoryPolicy
 from .search.noise_propagation import base_seed
 from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineOutput, nothing_left
 from .search.plan import PromptPlan, SearchPlan, check_plan
-from .search.policy_config import check_policy, policy_config, policy_positions, policy_sink_frames
+from .search.policy_config import check_policy, policy_config, policy_positions, policy_recache, policy_sink_frames
 from .search.prompt_search import PromptSearch
 from .search.request import StreamRequest, VideoRequest
 from .search.request_checks import check_texts
 from .search.reward_pruning import mean_score, order_by
 from .search.running import RunningMixin, SearchInterrupted
+from .search.script import PromptScript, check_cuts, check_embeds
+from .search.search_names import parse_search, search_text  # noqa: F401 - brings their texts
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
+from .search.timeline import PromptTimeline  # noqa: F401 - for callers where only the code is loaded
 from .search.trace import ChunkTrace, ChunkWork, FinalTrace
+from .search.video_stream import StreamControl, VideoStream
 
 __version__ = "0.2.0"
 
@@ -238,25 +243,26 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         return StreamT1PipelineOutput(frames=frames, traces=traces) if request.return_dict else (frames, traces)
 
     @takes_request(StreamRequest)
-    def stream(self, request: StreamRequest) -> Iterator[StreamChunk]:
+    def stream(self, request: StreamRequest) -> VideoStream:
         """Makes one video and gives its chunks as soon as they can change no more.
 
         With one beam a chunk is given as soon as it is made; with several, when all kept beams share it, which
         `max_lag` forces. What is given, one after the other, is what `__call__` returns for the same arguments.
-        Closing the generator, or leaving the loop over it, frees all that the search held. `num_frames=None` is an
+        Closing the stream, or leaving the loop over it, frees all that the search held. `num_frames=None` is an
         endless stream: it needs a memory policy with relative positions, and keeps neither the chunks that it has
         given away nor their records, but for the last `horizon`.
 
         Returns:
-            A generator of `StreamChunk`. Set `pipe._interrupt = True` in a callback, and it gives what is finished
-            and ends.
+            An iterator of `StreamChunk`, with `change_prompt(prompt, transition=0)`. Set `pipe._interrupt = True` in a
+            callback, and it gives what is finished and ends.
 
         Raises:
             ValueError, TypeError: as `__call__`, at once and not with the first chunk.
             NoCandidateLeftError: all candidates of a chunk were lost; its `frames` are those not yet given.
         """
         plan, self._interrupt = self._loaded(self._plan(request, of_one="stream")), False
-        return self._stream(plan)
+        control = StreamControl(plan.scripts[0])
+        return VideoStream(self._stream(plan, control), control, partial(self._check_script, plan))
 
     @takes_request(VideoRequest)
     @torch.no_grad()
@@ -304,8 +310,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         request = VideoRequest(height=height, width=width, num_frames=num_frames, **arguments)
         if self.transformer is not None:
             request = request.with_some_prompt(self.transformer.config.text_dim)
-        plan, given = self._plan(request), request.prompt_embeds
-        num_tokens = request.max_sequence_length if given is None else given.shape[1]
+        plan = self._plan(request)
+        embeds = [change.embeds for change in plan.scripts[0].changes]
+        num_tokens = max(request.max_sequence_length if each is None else each.shape[1] for each in embeds)
         models = {**self.components, **plan.rewards}
         modules = {id(model): name for name, model in reversed(models.items()) if isinstance(model, torch.nn.Module)}
         weights = {name: weight_bytes(models[name]) for name in reversed(modules.values())}
@@ -334,15 +341,16 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             steps = self.scheduler.steps_of_config(self.config.denoising_steps)
             sigmas = [step / self.scheduler.config.num_train_timesteps for step in steps]
         levels, device = self.scheduler.schedule(num_steps, sigmas), self._execution_device
-        num_chunks = getattr(request, "horizon", None)
-        if num_chunks is None:
-            num_chunks = self.geometry.num_chunks(request.num_frames)
-            if past is not None:
-                past.check_rest(num_chunks, self.geometry)
+        num_chunks, is_endless = getattr(request, "horizon", None), request.num_frames is None
+        num_chunks = num_chunks if is_endless else self.geometry.num_chunks(request.num_frames)
+        if past is not None and not is_endless:
+            past.check_rest(num_chunks, self.geometry)
         plan = SearchPlan(
             request=request,
             search=request.chosen_search(any(reward is not None for reward in rewards.values())),
             policy=policy,
+            scripts=tuple(request.scripts(self.geometry, None if is_endless else num_chunks)),
+            recache=policy_recache(policy, request.recache),
             **rewards,
             monitors={} if request.monitors is None else dict(request.monitors),
             num_chunks=num_chunks,
@@ -362,6 +370,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         self._check_rewards(plan)
         if plan.has_pixels:
             StreamingWanDecoder(self.vae).check()
+        for script in plan.scripts:
+            check_cuts(script, policy_positions(policy), self.config.window_frames, type(policy).__name__)
+            check_embeds(script, self.transformer.config.text_dim, request.max_sequence_length)
         check_plan(plan)
         return plan
 
@@ -392,8 +403,17 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         """Latent frames of the first chunks, which the policy keeps for ever."""
         return self.geometry.filled_sink_frames(policy_sink_frames(policy, self.config.sink_frames))
 
+    def _check_script(self, plan: SearchPlan, script: PromptScript) -> None:
+        """Checks the prompts of one video against the models and rewards of a run."""
+        num_tokens = plan.request.max_sequence_length
+        if any(change.words is not None for change in script.changes):
+            check_encoding(self.tokenizer, self.text_encoder, num_tokens)
+        check_embeds(script, self.transformer.config.text_dim, num_tokens)
+        self._check_rewards(replace(plan, scripts=(script,)))
+
     def _check_rewards(self, plan: SearchPlan) -> None:
-        words, has_pixels = plan.request.reward_prompts(), self.vae is not None
+        words = [text for each in plan.scripts for text in each.reward_prompts]
+        has_pixels = self.vae is not None
         check_rewards(plan.rewards, words=words, num_beams=most_kept(plan.search), has_pixels=has_pixels)
 
     def _loaded(self, plan: SearchPlan) -> SearchPlan:
@@ -419,18 +439,15 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         self.begin_step(plan.num_steps, None, request.attention_kwargs)
         if plan.device.type == "cpu":
             align_weights_for(plan, (self.text_encoder, self.transformer, self.vae), own=self._own_models)
-        prompt_embeds = request.prompt_embeds
-        if prompt_embeds is None:
-            prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
-        prompt_embeds = prompt_embeds.to(plan.device, plan.dtype)
+        scripts = self._encoded(plan)
         past, work = self._given_latents(plan)
-        of_prompts = zip(request.prompts(), request.reward_prompts(), request.generators(), strict=True)
+        of_prompts = zip(request.prompts(), request.reward_prompts(), scripts, request.generators(), strict=True)
         searches = []
-        for row, (prompt, reward_prompt, generator) in enumerate(of_prompts):
+        for row, (prompt, reward_prompt, script, generator) in enumerate(of_prompts):
             seeds = tuple(base_seed(generator, request.candidate_seeds) for _ in range(plan.num_lineages))
             noise = None if request.latents is None else request.latents[row]
-            inputs = PromptPlan(plan, seeds, prompt, reward_prompt, noise, past)
-            first = Prompt(prompt_embeds[row : row + 1])
+            inputs = PromptPlan(plan, seeds, prompt, reward_prompt, script, noise, past)
+            first = Prompt(script.embeds(0))
             searches.append(PromptSearch(inputs, first, inputs.new_trace(__version__), [Beam(ChunkMemory())]))
         searches[0].work = work
         return searches
@@ -446,6 +463,27 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             raise ValueError(f"The VAE makes latents of `{past.name}` that are not finite; it may need another dtype.")
         work.latents_encoded = past.num_latents
         return latents, work
+
+    def _encoded(self, plan: SearchPlan) -> list[PromptScript]:
+        """The plan's scripts with their embeddings, on the models' device.
+
+        First prompts are one batch; those that come later are encoded one by one, as those of a running stream are.
+        """
+        texts = [script.changes[0].words for script in plan.scripts if script.changes[0].embeds is None]
+        first = iter(self._embeds(plan, texts).split(1)) if texts else iter(())
+        scripts = []
+        for script in plan.scripts:
+            changes = []
+            for change in script.changes:
+                embeds = change.embeds
+                if embeds is None:
+                    embeds = next(first) if not changes else self._embeds(plan, [change.words])
+                changes.append(replace(change, embeds=embeds.to(plan.device, plan.dtype)))
+            scripts.append(replace(script, changes=tuple(changes)))
+        return scripts
+
+    def _embeds(self, plan: SearchPlan, texts: list[str]) -> torch.Tensor:
+        return self.encode_prompt(texts, plan.request.max_sequence_length, plan.device)[0]
 
     def _run(self, searches: list[PromptSearch]) -> None:
         """The searches one after the other. Ctrl-C and interrupts end them with the chunks that are finished."""
@@ -468,12 +506,12 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
                     search.settle_by_score()
 
     @torch.no_grad()
-    def _stream(self, plan: SearchPlan) -> Iterator[StreamChunk]:
+    def _stream(self, plan: SearchPlan, control: StreamControl) -> Iterator[StreamChunk]:
         (search,) = searches = self._searches(plan)
-        output_type, num_given = plan.request.output_type, 0
+        output_type, num_given, control.search = plan.request.output_type, 0, search
         try:
             with self._chunk_bar(None if plan.is_endless else plan.num_chunks) as progress:
-                while self._advance(search, is_first=search.chunk_index == 0):
+                while self._advance(self._changed(search, control), is_first=search.chunk_index == 0):
                     progress.update(search.chunk_index - progress.n)
                     if search.is_finished:
                         self._finish(search)
@@ -482,6 +520,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
                         num_given = index + 1
                         yield _stream_chunk(search, search.beams[0], index, output_type)
                     search.forget(num_given)
+            control.close()
             search.settle_by_score()
             for index in range(num_given, search.chunk_index):
                 yield _stream_chunk(search, search.best_beams()[0], index, output_type)
@@ -491,7 +530,17 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             _let_go(error, searches, num_given)
             raise
         finally:
+            control.close()
             self._end(searches)
+
+    def _changed(self, search: PromptSearch, control: StreamControl) -> PromptSearch:
+        """The search under the prompt that the stream was last asked for."""
+        asked = control.take()
+        if asked is not None:
+            embeds = self._embeds(search.plan, [asked.prompt]) if isinstance(asked.prompt, str) else asked.prompt
+            change = asked.at(search.chunk_index, embeds.to(search.plan.device, search.plan.dtype))
+            search.change_prompt(change, asked.reward_prompt)
+        return search
 
     def _chunk_steps(self, search: PromptSearch) -> ChunkSteps:
         work, search.work = search.work, None
@@ -522,7 +571,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         beams = steps.commit(search.beams, survivors)
         if log_weights is not None:
             beams = [replace(beam, log_weight=weight) for beam, weight in zip(beams, log_weights, strict=True)]
-        record = ChunkTrace.of(records, beams, search.plan.fusion_weight(search.chunk_index), steps.work, notes)
+        words = search.inputs.script.as_recorded(search.chunk_index)
+        weight = search.plan.fusion_weight(search.chunk_index)
+        record = ChunkTrace.of(records, beams, weight, steps.work, notes, words)
         search.prompt = steps.next_prompt
         search.finish_chunk(beams, record, monitored)
         return True
@@ -574,10 +625,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         plan = search.plan
         if not plan.monitors:
             return {}
-        clips = steps.clips(search.beams, survivors, plan.request.reward_window - 1)
+        clips = steps.clips(search.beams, survivors, steps.clip_chunks - 1)
         with steps.work.timed("monitor", plan.device):
-            words = search.inputs.reward_words
-            return watched_scores(plan.monitors, clips, words, plan.fps, chunk_index=search.chunk_index)
+            index = search.chunk_index
+            return watched_scores(plan.monitors, clips, steps.reward_words, plan.fps, chunk_index=index)
 
     def _finish(self, search: PromptSearch) -> None:
         """Orders the beams of a whole video."""
@@ -585,14 +636,19 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         search.trace = replace(search.trace, final=self._order_beams(search))
 
     def _order_beams(self, search: PromptSearch) -> FinalTrace:
-        """The last beams, best first."""
+        """The last beams, best first. The parts of a video that have words of their own are scored by themselves."""
         plan, beams = search.plan, search.beams
         if plan.request.final_selection == "score" or not plan.has_reward:
             return order_by("score", [beam.score for beam in beams])
         if plan.video_reward is None:
             return order_by("image_reward", [mean_score(beam.short) for beam in beams])
-        videos = torch.stack([torch.cat(beam.frames) for beam in beams])
-        results = score_clips(plan.video_reward, videos, search.inputs.reward_words, plan.fps, name="video_reward")
+        scored, num_frames = [], []
+        for chunks in search.inputs.script.stretches(plan.num_chunks):
+            clips = torch.stack([torch.cat(beam.frames[chunks.start : chunks.stop]) for beam in beams])
+            words = search.inputs.reward_words(chunks.start)
+            scored.append(score_clips(plan.video_reward, clips, words, plan.fps, name="video_reward"))
+            num_frames.append(clips.shape[1])
+        results = [mean_over_parts(parts, num_frames) for parts in zip(*scored, strict=True)]
         for index, result in enumerate(results):
             if result.problem is not None:
                 logger.warning(f"Final selection: beam {index} comes last, {result.problem}.")
@@ -637,7 +693,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
         text_dim, tensor_inputs = self.transformer.config.text_dim, self._callback_tensor_inputs
         request.check(has_vae=self.vae is not None, text_dim=text_dim, tensor_inputs=tensor_inputs)
-        if request.prompt is not None:
+        if request.has_texts:
             check_encoding(self.tokenizer, self.text_encoder, request.max_sequence_length)
         for name, monitor in (request.monitors or {}).items():
             check_kind(f"monitors[{name!r}]", monitor)
@@ -674,6 +730,7 @@ def _videos(searches: list[PromptSearch], output_type: str, first_chunk: int = 0
 
 
 def _stream_chunk(search: PromptSearch, beam: Beam, index: int, output_type: str) -> StreamChunk:
+    words = search.inputs.script.words(index)
     if output_type == "latent":
-        return StreamChunk(index, beam.latents[index], search.trace)
-    return StreamChunk(index, to_output([beam.frames[index]], output_type)[0], search.trace)
+        return StreamChunk(index, beam.latents[index], search.trace, words)
+    return StreamChunk(index, to_output([beam.frames[index]], output_type)[0], search.trace, words)

@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,8 @@ from ..evaluation.results import (
 from ..evaluation.running import Evaluation
 from ..evaluation.suites import NORMAL_FRAMES, Suite, comparison, read_prompts
 from ..loaders.saving import filled_folder
+from ..search.geometry import VideoGeometry
+from ..search.shipped import SHIPPED_SEARCHES
 from .generate import load_demo, load_model
 
 
@@ -57,10 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         type=names,
         default="single,best-of-videos,best-of-chunks,full",
-        help=f"of {', '.join(METHODS)}; default: %(default)s",
+        help=f"of {', '.join(METHODS)}; or a search ({', '.join(SHIPPED_SEARCHES)}) with any of its arguments, as in "
+        "particles:strength=4,potential=max: how many are tried may be left to the budget; default: %(default)s",
     )
     parser.add_argument(
-        "--budgets", type=counts, default="16", help="denoising forwards per chunk, as in 8,16; default: %(default)s"
+        "--budgets",
+        type=counts,
+        default="16",
+        help="denoising forwards per chunk, as in 8,16. A search with arguments may spend, in all, what the plain "
+        "samples cost that these pay for, clean passes included; default: %(default)s",
     )
     parser.add_argument("--num-seeds", type=count, default=1, help="videos of each prompt; default: %(default)s")
     parser.add_argument("--num-frames", type=count, default=NORMAL_FRAMES, help="default: %(default)s")
@@ -100,12 +108,12 @@ def count(text: str) -> int:
 
 
 def names(text: str) -> list[str]:
-    """Reads a list with commas.
+    """Reads a list with commas. "ARGUMENT=VALUE" belongs to the name before it.
 
     Raises:
         ValueError: nothing is in it.
     """
-    found = [name.strip() for name in text.split(",") if name.strip()]
+    found = [name.strip() for name in re.split(r",(?!\s*\w+=)", text) if name.strip()]
     if not found:
         raise ValueError
     return found
@@ -125,14 +133,14 @@ def evaluate(options: argparse.Namespace) -> None:
 def run_comparison(
     options: argparse.Namespace,
     load: Callable[[argparse.Namespace, torch.device], Evaluation],
-    choose: Callable[[argparse.Namespace, int], list[Suite]],
+    choose: Callable[[argparse.Namespace, int, VideoGeometry], list[Suite]],
 ) -> None:
     """Makes the videos that the folder lacks, then writes its reports.
 
     Args:
         options: of `add_folder_arguments`, and what `load` and `choose` read.
         load: gives the model with its metrics, on a device.
-        choose: gives the suites, for a number of denoising steps.
+        choose: gives the suites, for a number of denoising steps and the model's chunks.
 
     Raises:
         ValueError, OSError: an option asks for something impossible.
@@ -144,7 +152,10 @@ def run_comparison(
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     evaluation = load(options, state.device) if options.sheet or not options.report_only else None
     kept = read_configuration(options.output) if evaluation is None else evaluation.configuration()
-    suites = choose(options, len(kept["denoising_steps"]))
+    geometry = VideoGeometry.of(kept["chunk_frames"], kept["window_frames"], None, None)  # a report has no model
+    if evaluation is not None:
+        geometry = evaluation.pipe.geometry
+    suites = choose(options, len(kept["denoising_steps"]), geometry)
     check_reports(suites, options.output)
     if options.report_only:
         return write_reports(options, evaluation, suites, kept["verdicts"])
@@ -204,12 +215,13 @@ def load_evaluation(options: argparse.Namespace, device: torch.device) -> Evalua
     return Evaluation(pipe, metrics, tuple(metrics), tuple(metrics), height, width)
 
 
-def choose_suites(options: argparse.Namespace, num_steps: int) -> list[Suite]:
+def choose_suites(options: argparse.Namespace, num_steps: int, geometry: VideoGeometry) -> list[Suite]:
     """The one comparison that the options describe.
 
     Raises:
-        ValueError: a method can't spend a budget.
+        TypeError, ValueError: there is no video of such a length, or a method can't spend a budget.
     """
+    geometry.check_num_frames(options.num_frames)
     return [
         comparison(
             options.methods,
@@ -218,6 +230,7 @@ def choose_suites(options: argparse.Namespace, num_steps: int) -> list[Suite]:
             num_seeds=options.num_seeds,
             num_frames=options.num_frames,
             num_steps=num_steps,
+            num_chunks=geometry.num_chunks(options.num_frames),
         )
     ]
 

@@ -9,8 +9,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from ..search.choice import most_kept
+from ..search.memory_sinking import RECACHE_MODES
 from ..search.request import VideoRequest
-from ..search.shipped import SHIPPED_SEARCHES, number_fields, search_of
+from ..search.search_names import SearchText, argument_kinds, described, written
+from ..search.shipped import SHIPPED_SEARCHES
+from ..search.timeline import PromptTimeline
 from .video import FORMATS, write_video
 
 LARGEST_SEED = 2**53 - 1  # seeds stand in JSON, whose readers keep whole numbers exactly up to here
@@ -21,7 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Turns a prompt into a video, by search, with the demo model that comes with the package or with another. "
         "With no reward there is nothing to search by: the video is a plain sample."
     )
-    parser.add_argument("prompt", help='for example "a red circle moving left on a white background"')
+    parser.add_argument("prompt", nargs="?", help='for example "a red circle moving left on a white background"')
+    parser.add_argument(
+        "--timeline",
+        metavar="TEXT|FILE.json",
+        help='instead of PROMPT, prompts that change: "a red circle [3s] | a blue circle [2s]", or a file with '
+        '{"prompts": {"0": "a red circle", "45": "a blue circle"}} by frame',
+    )
+    parser.add_argument("--transition", type=int, default=0, help="chunks over which a changed prompt is mixed in")
+    parser.add_argument("--recache", choices=RECACHE_MODES, help="what becomes of the past when the prompt changes")
     parser.add_argument("--model", help="folder or Hub id that StreamT1Pipeline loads; default: the demo")
     parser.add_argument("--image-reward", help="folder or Hub id of a converted reward; the demo has its own")
     parser.add_argument("--video-reward", help="likewise")
@@ -29,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replaces the video at OUTPUT")
     request = {field.name: field.default for field in fields(VideoRequest)}
     parser.add_argument(
-        "--num-frames", type=int, default=request["num_frames"], help="12 k - 3; default: %(default)s, at 16 a second"
+        "--num-frames",
+        type=int,
+        help=f"12 k - 3; default: the timeline's, or {request['num_frames']}, at 16 a second",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     given = parser.add_mutually_exclusive_group()
@@ -40,26 +53,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--search",
-        choices=SHIPPED_SEARCHES,
-        help="with the numbers below; default: beam, or with no reward one sample",
+        metavar="NAME",
+        help=f"{', '.join(SHIPPED_SEARCHES)}, with the arguments below or in one text, as in "
+        '"particles:strength=4,num_particles=8"; default: beam, or with no reward one sample',
     )
-    for name, owners in search_numbers().items():
-        search = SHIPPED_SEARCHES[owners[0]]
-        field = number_fields(search)[name]
-        default = "" if field.default is MISSING else f"; default: {field.default}"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=field.type, help=f"of --search {', '.join(owners)}{default}"
-        )
+    for name, owners in search_arguments().items():
+        told = "; ".join(dict.fromkeys(_argument_help(name, owner) for owner in owners))
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"of --search {told}")
     parser.set_defaults(run=generate)
 
 
-def search_numbers() -> dict[str, list[str]]:
-    """The names of the shipped searches that have a number, by the name of the number."""
+def search_arguments() -> dict[str, list[str]]:
+    """The names of the shipped searches that have an argument, by the name of the argument.
+
+    What a call has too, such as `image_reward`, a search is told in its text alone.
+    """
+    of_calls = {field.name for field in fields(VideoRequest)} - {"num_beams", "num_candidates"}
     owners: dict[str, list[str]] = {}
     for name, search in SHIPPED_SEARCHES.items():
-        for number in number_fields(search):
-            owners.setdefault(number, []).append(name)
+        for argument in argument_kinds(search):
+            if argument not in of_calls:
+                owners.setdefault(argument, []).append(name)
     return owners
+
+
+def _argument_help(name: str, owner: str) -> str:
+    """A search's name, and which values its argument takes and has."""
+    search = SHIPPED_SEARCHES[owner]
+    kind, (found,) = argument_kinds(search)[name], (field for field in fields(search) if field.name == name)
+    default = "" if found.default is MISSING else f", {written(kind, found.default)} by default"
+    return f"{owner}: {described(kind)}{default}"
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -73,21 +96,27 @@ def generate(arguments: argparse.Namespace) -> None:
             check_place(path, **options)
         except OSError as error:
             raise ValueError(f"`--output`: {error}") from error
-    search, past = chosen_search(arguments), given_past(arguments)
+    search, prompt, past = chosen_search(arguments), chosen_prompt(arguments), given_past(arguments)
     import torch
 
-    pipe = load_demo(arguments.prompt) if arguments.model is None else load_model(arguments.model)
+    pipe = load_demo(prompt) if arguments.model is None else load_model(arguments.model)
+    prompt = chosen_prompt(arguments, pipe.config.fps, pipe.config.chunk_frames)
     for name in ("image_reward", "video_reward"):
         if getattr(arguments, name) is not None:
             setattr(pipe, name, getattr(arguments, name))
     if torch.accelerator.is_available():
         pipe.to(torch.accelerator.current_accelerator())
     if pipe.image_reward is pipe.video_reward is None:
-        check_nothing_to_choose(VideoRequest(arguments.prompt, **search))
+        check_nothing_to_choose(VideoRequest(prompt, **search))
+    num_frames = arguments.num_frames
+    if num_frames is None:
+        num_frames = getattr(prompt, "num_frames", None) or VideoRequest.num_frames
     begin = time.perf_counter()
     output = pipe(
-        arguments.prompt,
-        num_frames=arguments.num_frames,
+        prompt,
+        num_frames=num_frames,
+        transition=arguments.transition,
+        recache=arguments.recache,
         generator=torch.Generator().manual_seed(arguments.seed),
         **search,
         **past,
@@ -105,20 +134,41 @@ def generate(arguments: argparse.Namespace) -> None:
     print(f"{path.with_suffix('.json')}: the trace of the search")
 
 
+def chosen_prompt(arguments: argparse.Namespace, fps: float = 16, chunk_frames: int = 3) -> str | PromptTimeline:
+    """The prompt, or the timeline for videos of so many frames per second and latent frames per chunk.
+
+    Raises:
+        TypeError, ValueError: there is not exactly one of the two, or the timeline can't be read.
+    """
+    given = arguments.timeline
+    if (arguments.prompt is None) == (given is None):
+        raise ValueError("Give a prompt, or `--timeline`, and not both.")
+    if given is None:
+        return arguments.prompt
+    if not given.endswith(".json"):
+        return PromptTimeline.parse(given, fps, chunk_frames=chunk_frames)
+    try:
+        return PromptTimeline.from_json(Path(given).read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"`--timeline` is {given}, which can't be read: {error}") from error
+
+
 def chosen_search(arguments: argparse.Namespace) -> dict[str, object]:
     """What the call is told of its search.
 
     Raises:
-        TypeError, ValueError: `--search` does not have a number that was given, or lacks one.
+        TypeError, ValueError: `--search` does not have an argument that was given, or lacks one.
     """
-    given = {name: getattr(arguments, name) for name in search_numbers() if getattr(arguments, name) is not None}
+    given = {name: getattr(arguments, name) for name in search_arguments() if getattr(arguments, name) is not None}
     if arguments.search is not None:
-        return {"search": search_of(arguments.search, given)}
-    foreign = [name for name in given if name not in number_fields(SHIPPED_SEARCHES["beam"])]
+        return {"search": SearchText.parse(arguments.search, given).build()}
+    foreign = [name for name in given if name not in ("num_beams", "num_candidates")]
     if foreign:
-        owner = search_numbers()[foreign[0]][0]
-        raise ValueError(f"`{foreign[0]}` is a number of another search; say `--search {owner}`.")
-    return given  # a call knows its own defaults, which depend on the rewards
+        owner = search_arguments()[foreign[0]][0]
+        raise ValueError(f"`{foreign[0]}` is an argument of a search; say `--search {owner}`.")
+    return dict(
+        SearchText.parse("beam", given).arguments
+    )  # a call knows its own defaults, which depend on the rewards
 
 
 def given_past(arguments: argparse.Namespace) -> dict[str, object]:
@@ -151,11 +201,11 @@ def check_nothing_to_choose(request: VideoRequest) -> None:
 
 def decision(pipe: "StreamT1Pipeline", trace: "SearchTrace") -> str:  # noqa: F821 - loaded on use
     """What decided about the video: which rewards, among how many candidates."""
-    made = trace.chunks[trace.config["num_given_chunks"] :]
-    tried = sum(len(chunk.candidates) for chunk in made)
+    num_given = trace.config["num_given_chunks"]
+    tried = sum(len(record.candidates) for record in trace.records) - num_given
     rewards = {name: getattr(pipe, name) for name in ("image_reward", "video_reward")}
     named = " and ".join(f"{name} {type(each).__name__}" for name, each in rewards.items() if each is not None)
-    if tried == len(made):
+    if tried == len(trace.chunks) - num_given:
         return f"a plain sample, {f'scored by {named}' if named else 'with no reward to choose by'}"
     return f"the best of {tried} candidates by {named}"
 
@@ -196,12 +246,12 @@ def free_path(path: Path) -> Path:
             return free
 
 
-def load_demo(prompt: str | None = None) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
-    """The demo, and a word to those whose prompt it can't read."""
+def load_demo(prompt: str | PromptTimeline | None = None) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
+    """The demo, and a word to those whose prompts it can't read."""
     from ..demo import load_pipeline, vocabulary_note
 
-    note = None if prompt is None else vocabulary_note(prompt)
-    if note is not None:
+    texts = [] if prompt is None else [prompt] if isinstance(prompt, str) else prompt.texts
+    for note in dict.fromkeys(filter(None, map(vocabulary_note, texts))):
         print(note, file=sys.stderr)
     return load_pipeline()
 

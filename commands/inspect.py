@@ -69,7 +69,7 @@ def _trace_lines(path: Path) -> list[str]:
         raise ValueError(f"{path} is no trace that Stream-T1 wrote, and other JSON is not known here.")
     try:
         trace = SearchTrace.load(path)
-        config, tried = trace.config, sum(len(chunk.candidates) for chunk in trace.chunks)
+        config, tried = trace.config, sum(len(record.candidates) for record in trace.records)
         kept = "as it was written" if is_unchanged(path) else "changed since it was written"
         lines = [
             f"{path}: the trace of a search, of version {trace.version}, {kept}",

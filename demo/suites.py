@@ -4,15 +4,53 @@ Their prompts are its held-out captions in turn, with new seeds in every round; 
 so that smaller ones are subsets of the larger and share their rows.
 """
 
+from collections.abc import Mapping, Sequence
+
+from ..evaluation.methods import find_method
 from ..evaluation.suites import Suite
-from .clips import held_out_captions, parse_caption
+from .clips import held_out_captions, parse_caption, train_captions
 
 FIRST_SEED = 2_000_000  # no video of a seed from here on was looked at before the comparison
+FIRST_TUNING_SEED = 1_000_000  # and those from here on were looked at, to choose settings
 SEARCHES = ("best-of-videos", "best-of-chunks", "beam", "beam+noise", "beam+memory", "full")
 PLAIN = ("single", "sliding-window", "ema-sink", "routed-sink")
 CORRELATIONS = (-0.7, -0.5, -0.3, 0.3, 0.5, 0.7)  # beside 0, which is "beam", and the default -0.1
 LONG_FRAMES = 477  # 40 chunks
 STEPS = 4  # denoising steps of a chunk
+BUDGETS = (8, 16, 32)
+RIVALS = ("beam", "best-of-videos")
+TUNING = "searches-tuning"
+
+# What the comparison of searches is made with: one text for all budgets, or one for each that the search can spend.
+# Numbers that are not there are the budget's. Chosen by `--suite searches-tuning`, on training captions alone.
+SEARCH_SETTINGS: tuple[str | Mapping[int, str], ...] = (
+    "best-of-n",
+    {8: "beam:budget=2x4/1x1", 16: "beam:budget=2x8/2x1", 32: "beam:budget=2x14/2x3"},
+    "beam:prune_every=2",
+    {budget: f"early-pruning:keep={max(budget // 16, 1)},after_step=3" for budget in BUDGETS},
+    {
+        8: "early-stop:inner=beam(num_beams=1,num_candidates=1),patience=2,max_rounds=2",
+        16: "early-stop:inner=beam(num_beams=1,num_candidates=2),margin=0.02,patience=2,max_rounds=4",
+        32: "early-stop:inner=beam(num_beams=2,num_candidates=2),margin=0.02,patience=2,max_rounds=4",
+    },
+    {budget: "evolution:generations=2,elites=1,mutation=0.5,at_step=1" for budget in (16, 32)},
+    "particles:strength=50",
+    {budget: "lookahead:inner=beam(num_beams=1),steps=2" for budget in (16, 32)},
+    {
+        16: "backtracking:inner=beam(num_beams=1,num_candidates=3),bound=0.4,retries=1",
+        32: "backtracking:inner=beam(num_beams=2,num_candidates=3),bound=0.4,retries=1",
+    },
+    {
+        8: "staged:budget=2x4/1x1,keep=median",
+        16: "staged:budget=2x8/2x1,keep=median",
+        32: "staged:budget=2x14/2x3,keep=median",
+    },
+    {
+        8: "prompt-adaptive:num_beams=1,num_candidates=1,strength=2,max_candidates=2",
+        16: "prompt-adaptive:num_beams=1,num_candidates=2,strength=2,max_candidates=4",
+        32: "prompt-adaptive:num_beams=2,num_candidates=2,strength=2,max_candidates=4",
+    },
+)
 
 
 def demo_tasks(num_tasks: int) -> tuple[tuple[str, int], ...]:
@@ -60,5 +98,24 @@ def demo_suites() -> dict[str, Suite]:
             (("beam", 16), ("beam+noise", 16), *((f"beam+noise@{beta:g}", 16) for beta in CORRELATIONS)),
             demo_tasks(24),
         ),
+        Suite("searches", (*_at(BUDGETS, RIVALS), *search_entries()), demo_tasks(60), rivals=RIVALS),
     )
     return {suite.name: suite for suite in suites}
+
+
+def search_entries() -> tuple[tuple[str, int], ...]:
+    """The searches of the comparison, each at the budgets that it can spend."""
+    settings = ((dict.fromkeys(BUDGETS, each) if isinstance(each, str) else each) for each in SEARCH_SETTINGS)
+    return tuple((find_method(text).name, budget) for each in settings for budget, text in each.items())
+
+
+def tuning_suite(entries: Sequence[tuple[str, int]]) -> Suite:
+    """A comparison of settings with the rivals at their budgets, on captions and seeds of which none is reported."""
+    captions = train_captions()
+    tasks = tuple((caption.text, FIRST_TUNING_SEED + index) for index, caption in enumerate(captions))
+    budgets = sorted({budget for _, budget in entries})
+    return Suite(TUNING, tuple(dict.fromkeys((*_at(budgets, RIVALS), *entries))), tasks, rivals=RIVALS)
+
+
+def _at(budgets: Sequence[int], names: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    return tuple((name, budget) for name in names for budget in budgets)

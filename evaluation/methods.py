@@ -1,12 +1,14 @@
 """Methods to make a video: what competes, and which of the paper's units are on.
 
 A budget is the denoising forwards that a chunk may cost. With n steps it pays for `budget / n` candidates of every
-chunk, whatever competes: whole videos, chunks or beams.
+chunk, whatever competes: whole videos, chunks or beams. A search that is given as a text has what so many plain
+samples cost in all, for the whole video, to spend as it likes.
 
 Axes: F frames, H height, W width.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,10 @@ from ..pipeline_stream_t1 import StreamT1Pipeline
 from ..rewards.scoring import RewardScore, score_clips
 from ..search.memory_sinking import EMASink, MemoryPolicy, RewardRoutedSink, SlidingWindow, StaticSink
 from ..search.reward_pruning import fused_score, fusion_weight
+from ..search.search_names import SearchText
+from ..search.shipped import SHIPPED_SEARCHES
 from ..search.trace import SearchTrace
+from .budgets import search_within
 
 logger = logging.get_logger(__name__)
 
@@ -28,10 +33,11 @@ class Method:
     """One way to spend a budget."""
 
     name: str
-    competition: str  # of COMPETITIONS
+    competition: str  # of COMPETITIONS, or "search"
     memory: MemoryPolicy = field(default_factory=StaticSink)
     noise_correlation: float = 0.0  # beta of unit 1
     has_rewards: bool = True
+    search: SearchText | None = None  # of the competition "search"
 
     @property
     def is_guided(self) -> bool:
@@ -49,7 +55,8 @@ class Video:
 
     frames: torch.Tensor  # (F, 3, H, W) uint8
     trace: SearchTrace  # of the run that made it
-    cost: dict[str, int]  # of all runs: forwards, clean_passes, latents_decoded, frames_scored
+    # Of all runs: forwards, clean_passes, latents_decoded, frames_scored; of a search's text chunk_forwards too.
+    cost: dict[str, int]
 
 
 METHODS = {
@@ -72,34 +79,43 @@ METHODS = {
 
 
 def find_method(name: str) -> Method:
-    """Returns the method of a name; "NAME@BETA" is one with another noise correlation.
+    """Returns the method of a name, or of a search's text; "NAME@BETA" is one with another noise correlation.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or no such search.
     """
-    known, _, beta = name.partition("@")
+    known, at, beta = name.rpartition("@") if "@" in name else (name, "", "")
     try:
-        method = METHODS[known]
-        if beta and not -1 < float(beta) < 1:
+        correlation = float(beta) if at else None
+        if at and not -1 < correlation < 1:
             raise ValueError
-        return method.with_correlation(float(beta)) if beta else method
-    except (KeyError, ValueError):
+        if known not in METHODS and re.split(r"[:(]", known)[0].strip() not in SHIPPED_SEARCHES:
+            raise ValueError
+    except ValueError:
         raise ValueError(
-            f"There is no method {name!r}; it must be one of {', '.join(METHODS)}, or one of these with another noise "
-            'correlation above -1 and below 1, as in "full@-0.3".'
+            f"There is no method {name!r}; it must be one of {', '.join(METHODS)}; or a search, "
+            f"{', '.join(SHIPPED_SEARCHES)}, with arguments, as in particles:strength=4; or one of these with another "
+            'noise correlation above -1 and below 1, as in "full@-0.3".'
         ) from None
+    method = METHODS.get(known) or _method_of_search(SearchText.parse(known))
+    return method.with_correlation(correlation) if at else method
+
+
+def _method_of_search(written: SearchText) -> Method:
+    return Method(str(written), "search", search=written)
 
 
 def candidates_per_chunk(method: Method, budget: int, num_steps: int) -> int:
-    """Number of candidates of a chunk that the budget pays for.
+    """Number of candidates of a chunk that the budget pays for; for a search, of plain samples.
 
     Raises:
         ValueError: none, part of one, or a number that the method can't use.
     """
     count, rest = divmod(budget, num_steps)
-    least, most = (1, 1) if method.competition == "none" else (2, budget)
+    least, most = {"none": (1, 1), "search": (1, budget)}.get(method.competition, (2, budget))
     if rest or not least <= count <= most or (method.competition == "beams" and count % 2):
         wanted = {"none": f"{num_steps}", "beams": f"an even multiple of {num_steps}"}
+        wanted["search"] = f"a multiple of {num_steps}"
         default = f"a multiple of {num_steps}, {2 * num_steps} or more"
         raise ValueError(
             f"{method.name!r} can't spend a budget of {budget} forwards per chunk at {num_steps} steps a candidate; "
@@ -108,24 +124,45 @@ def candidates_per_chunk(method: Method, budget: int, num_steps: int) -> int:
     return count
 
 
+def check_budget(method: Method, budget: int, num_steps: int, num_chunks: int) -> None:
+    """Checks that a method can spend a budget on a video of so many chunks.
+
+    Raises:
+        TypeError, ValueError: it can't, or its search lacks an argument.
+    """
+    candidates_per_chunk(method, budget, num_steps)
+    if method.search is not None:
+        search_within(method.search, budget, num_steps, num_chunks)
+
+
 def make_video(
-    pipe: StreamT1Pipeline, method: Method, *, budget: int, prompt: str, seed: int, **arguments: int
+    pipe: StreamT1Pipeline, method: Method, *, budget: int, prompt: str, seed: int, num_frames: int, **arguments: int
 ) -> Video:
     """Makes one video. All methods of a seed have the plain sample's first chunk among their candidates.
 
     Args:
         budget: denoising forwards per chunk.
         seed: of the generator.
-        arguments: of the pipeline's call; `num_frames`, `height`, `width`.
+        arguments: of the pipeline's call; `height`, `width`.
 
     Raises:
         ValueError: the method can't spend the budget; or what the pipeline raises.
     """
-    count = candidates_per_chunk(method, budget, len(pipe.config.denoising_steps))
-    arguments |= {"prompt": prompt, "generator": torch.Generator().manual_seed(seed), "output_type": "pt"}
+    num_steps = len(pipe.config.denoising_steps)
+    count = candidates_per_chunk(method, budget, num_steps)
+    arguments |= {
+        "num_frames": num_frames,
+        "prompt": prompt,
+        "generator": torch.Generator().manual_seed(seed),
+        "output_type": "pt",
+    }
     arguments |= {"memory": method.memory, "noise_correlation": method.noise_correlation}
     if not method.has_rewards:
         arguments |= {"image_reward": False, "video_reward": False}
+    if method.search is not None:
+        search = search_within(method.search, budget, num_steps, pipe.geometry.num_chunks(num_frames))
+        video = _made(pipe, arguments | {"search": search})
+        return replace(video, cost=video.cost | {"chunk_forwards": _chunk_forwards(video.trace)})
     return COMPETITIONS[method.competition](pipe, count, arguments)
 
 
@@ -167,7 +204,20 @@ def _best_of_videos(pipe: StreamT1Pipeline, count: int, arguments: dict) -> Vide
 
 
 def _search(pipe: StreamT1Pipeline, num_beams: int, num_per_beam: int, arguments: dict) -> Video:
-    output = pipe(num_beams=num_beams, num_candidates=num_per_beam, **arguments)
+    return _made(pipe, arguments | {"num_beams": num_beams, "num_candidates": num_per_beam})
+
+
+def _chunk_forwards(trace: SearchTrace) -> int:
+    return sum(work.chunk_forwards for work in trace.works)
+
+
+def _made(pipe: StreamT1Pipeline, arguments: dict) -> Video:
+    """The video of one call.
+
+    Raises:
+        KeyboardInterrupt: the call was interrupted.
+    """
+    output = pipe(**arguments)
     frames, trace = (output.frames[0] * 255).round().to(torch.uint8).cpu(), output.trace
     present = [
         name
@@ -177,7 +227,7 @@ def _search(pipe: StreamT1Pipeline, num_beams: int, num_per_beam: int, arguments
     if len(frames) < trace.config["num_frames"] or trace.final.selection != (*present, "score")[0]:
         raise KeyboardInterrupt  # the pipeline returns the finished chunks then; here they are not a video
     names = ("forwards", "clean_passes", "latents_decoded", "frames_scored")
-    cost = {name: sum(getattr(chunk.work, name) for chunk in trace.chunks) for name in names}
+    cost = {name: sum(getattr(work, name) for work in trace.works) for name in names}
     if "video_reward" in present:
         cost["frames_scored"] += len(trace.final.order) * len(frames)
     return Video(frames, trace, cost)

@@ -10,7 +10,7 @@ from ..loaders.saving import check_replaceable, filled_folder
 from .metrics import WINDOW_CHUNKS
 from .pictures import load_pyplot
 from .results import Job, Row
-from .statistics import Difference, Estimate, difference, estimate
+from .statistics import Difference, Estimate, difference, estimate, holm
 from .suites import Suite
 
 Entry = tuple[str, int]  # method and budget
@@ -123,6 +123,7 @@ def _pictures(suite: Suite) -> dict[str, Callable[[SuiteRows, Sequence[str], Pat
 def all_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
     """The tables that are not empty, by title."""
     tables = {
+        **rival_tables(found, verdicts),
         "Scores": score_table(found, verdicts),
         "Scores of whole videos": score_table(found, [v.removesuffix(LOWEST) for v in verdicts if v.endswith(LOWEST)]),
         "What each step adds": step_table(found, verdicts),
@@ -160,6 +161,40 @@ def score_table(found: SuiteRows, verdicts: Sequence[str]) -> str:
             cells += ["", ""] if entry == baseline else _tested(found.difference(entry, baseline, name))
         lines.append(cells)
     return _markdown(header, lines)
+
+
+def rival_tables(found: SuiteRows, verdicts: Sequence[str]) -> dict[str, str]:
+    """One table per verdict: every entry, what it spent, and its difference from each rival at the same budget.
+
+    Spent are all chunk forwards of a video, mean, of those that the budget allows. The second p is corrected for all
+    tests against the same rival in the table (Holm). Empty for a suite without rivals.
+    """
+    suite, tables = found.suite, {}
+    if not suite.rivals:
+        return {}
+    for name in verdicts:
+        header = ["method", "forwards per chunk", "chunk forwards of a video", "allowed", "videos", "missing", name]
+        lines = []
+        for entry in suite.entries:
+            rows, allowed = found.rows[entry].values(), suite.allowed.get(entry[1])
+            spent = f"{np.mean([chunk_forwards(row) for row in rows]):.1f}" if rows else ""
+            cells = [entry[0], str(entry[1]), spent, "" if allowed is None else str(allowed), str(len(rows))]
+            lines.append([*cells, str(found.num_missing(entry, name)), _interval(found.mean(entry, name))])
+        for rival in suite.rivals:
+            header += [f"against {rival}", "p", "p, Holm"]
+            others = [None if entry[0] == rival else (rival, entry[1]) for entry in suite.entries]
+            pairs = zip(suite.entries, others, strict=True)
+            tested = [other and other in found.rows and found.difference(entry, other, name) for entry, other in pairs]
+            corrected = iter(holm([each.p for each in tested if each]))
+            for line, each in zip(lines, tested, strict=True):
+                line += [*_tested(each), f"{next(corrected):.4f}"] if each else [""] * 3
+        tables[f"{name} at equal cost"] = _markdown(header, lines)
+    return tables
+
+
+def chunk_forwards(row: Row) -> int:
+    """All forwards of the transformer that a video took; methods without a search text have no others than these."""
+    return row["cost"].get("chunk_forwards", row["cost"]["forwards"] + row["cost"]["clean_passes"])
 
 
 def step_table(found: SuiteRows, verdicts: Sequence[str]) -> str:

@@ -57,6 +57,15 @@ def difference(values: Sequence[float], baseline: Sequence[float], groups: Seque
     return Difference(mean.mean, mean.low, mean.high, mean.count, float(p))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p of several tests, corrected so that the chance of any false one among them is kept (Holm 1979)."""
+    order, corrected, highest = sorted(range(len(p_values)), key=p_values.__getitem__), [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - place) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
 def _by_group(values: Sequence[float], groups: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the values of every group."""
     order = {group: index for index, group in enumerate(dict.fromkeys(groups))}

@@ -2,12 +2,13 @@
 
 import codecs
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diffusers.utils import logging
 
-from .methods import candidates_per_chunk, find_method
+from .budgets import allowed_forwards
+from .methods import check_budget, find_method
 from .results import Job
 
 logger = logging.get_logger(__name__)
@@ -25,6 +26,8 @@ class Suite:
     num_frames: int = NORMAL_FRAMES
     num_lost: int = 0  # further tasks, whose prompts could not be read
     groupings: Mapping[str, Callable[[str], str]] = field(default_factory=dict)  # title to the group of a prompt
+    rivals: tuple[str, ...] = ()  # methods with which all others are compared at their budget
+    allowed: Mapping[int, int] = field(default_factory=dict)  # chunk forwards of a video, by budget
 
     @property
     def baseline(self) -> tuple[str, int]:
@@ -39,14 +42,16 @@ class Suite:
             for method, budget in self.entries
         ]
 
-    def check(self, num_steps: int) -> None:
-        """Checks the methods of all entries.
+    def priced(self, num_steps: int, num_chunks: int) -> "Suite":
+        """The suite with what its budgets allow, all of its entries checked.
 
         Raises:
-            ValueError: one is unknown or can't spend its budget.
+            TypeError, ValueError: a method is unknown or can't spend its budget.
         """
         for name, budget in self.entries:
-            candidates_per_chunk(find_method(name), budget, num_steps)
+            check_budget(find_method(name), budget, num_steps, num_chunks)
+        budgets = dict.fromkeys(budget for _, budget in self.entries)
+        return replace(self, allowed={each: allowed_forwards(each, num_steps, num_chunks) for each in budgets})
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -80,8 +85,10 @@ def comparison(
     num_seeds: int,
     num_frames: int,
     num_steps: int,
+    num_chunks: int,
 ) -> Suite:
     """Compares methods at budgets on prompts; methods that try one candidate have the budget of one.
+
 
     Args:
         prompts: an empty one counts as missing.
@@ -90,9 +97,10 @@ def comparison(
         ValueError: a method can't spend a budget.
     """
     present = list(dict.fromkeys(text for text in prompts if text))
+    found = [find_method(name) for name in methods]
     entries = {
-        (name, num_steps if find_method(name).competition == "none" else budget): None
-        for name in methods
+        (method.name, num_steps if method.competition == "none" else budget): None
+        for method in found
         for budget in budgets
     }
     suite = Suite(
@@ -102,5 +110,4 @@ def comparison(
         num_frames=num_frames,
         num_lost=list(prompts).count("") * num_seeds,
     )
-    suite.check(num_steps)
-    return suite
+    return suite.priced(num_steps, num_chunks)

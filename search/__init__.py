@@ -14,6 +14,7 @@ from .noise_propagation import propagate_noise, split_evenly
 from .particle_search import ParticleSearch
 from .prompt_adaptive import PromptAdaptive
 from .reward_pruning import fuse_scores, keep_best, normalize_scores, rank
+from .search_names import parse_search, search_text
 from .staged_search import StagedSearch
 from .trace import SearchTrace
 
@@ -42,7 +43,9 @@ __all__ = [
     "fuse_scores",
     "keep_best",
     "normalize_scores",
+    "parse_search",
     "propagate_noise",
     "rank",
+    "search_text",
     "split_evenly",
 ]

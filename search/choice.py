@@ -14,7 +14,8 @@ A search is a callable, called once per chunk with `(steps, beams)`, that gives 
 - `check(num_steps, num_chunks)`: raises ValueError for a run that it cannot serve; `num_chunks` is None for an endless
   stream;
 - `depth`: chunks that it may go back, by `Choice(..., back=n)`; absent, 0;
-- `scales`: the name of its number that a larger budget makes larger; absent, it has none;
+- `scales`, of its class: the name of the number that a larger budget makes larger; absent, that of the search within
+  it, if there is one;
 - `work(chunk_index, num_parents)`, or `work(chunk_index, num_parents, num_chunks)` where the end matters: the least
   and the most `SearchWork` of a chunk, for estimates.
 """
@@ -79,6 +80,12 @@ class SearchWork:
     def of(cls, candidates: int, kept: int, batch: int | None = None) -> "SearchWork":
         """The work of a search that denoises all candidates to the end."""
         return cls((SearchPass(candidates),), kept, batch)
+
+    def chunk_forwards(self, num_steps: int, is_last: bool) -> int:
+        """Forwards of the transformer, clean passes included, of which the last chunk has none."""
+        steps = [(num_steps if each.until is None else each.until) - each.first for each in self.passes]
+        denoised = sum(each.candidates * count for each, count in zip(self.passes, steps, strict=True))
+        return denoised + self.more_clean_passes + (0 if is_last else self.kept)
 
 
 def search_name(search: Callable) -> str:

@@ -28,8 +28,9 @@ class EarlyPruning:
     after_step: int
     num_beams: int = 1
 
-    drops = True
     scales = "num_candidates"
+
+    drops = True
 
     def __post_init__(self) -> None:
         for name in ("num_candidates", "keep", "after_step", "num_beams"):

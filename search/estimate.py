@@ -22,6 +22,7 @@ class RunEstimate:
     least_forwards: int  # `forwards`, if the search does the least it may
     forwards: int  # of chunks, while denoising; a batch of 3 counts 3
     clean_passes: int  # of chunks, that commit them to memory
+    recached_chunks: int  # of chunks, that remember the past under a new prompt
     latents_decoded: int  # latent frames
     frames_scored: int  # that rewards read
     flops: dict[str, int]  # by stage: products of matrices of the transformer and the VAE
@@ -39,6 +40,7 @@ class RunEstimate:
     def __str__(self) -> str:
         least = "" if self.least_forwards == self.forwards else f"{self.least_forwards} to "
         work = f"{self.num_chunks} chunks: {least}{self.forwards} forwards, {self.clean_passes} clean passes, "
+        work += f"{self.recached_chunks} chunks recached, " if self.recached_chunks else ""
         work += f"{self.latents_decoded} latents decoded, {self.frames_scored} frames scored"
         lines = [work, f"{self.total_flops / TERA:.4g} TFLOP"]
         lines += [f"  {stage}: {flops / TERA:.4g}" for stage, flops in self.flops.items()]
@@ -96,12 +98,25 @@ class Costs(Protocol):
 
 
 @dataclass(frozen=True)
+class _Recached:
+    """A memory after a change of the prompt, and the clean pass that makes it."""
+
+    sinks: tuple[_Remembered, ...]
+    window: tuple[_Remembered, ...]
+    pass_chunks: int = 0  # that go through the pass
+    pass_frames: int = 0  # latent frames of these
+    context_frames: int = 0  # that it reads besides
+    new_frames: int = 0  # of the memory that the pass made
+
+
+@dataclass(frozen=True)
 class MemorySize:
     """How many latent frames one beam remembers at a chunk."""
 
     context_frames: int  # that the chunk's forwards read
     held_frames: int  # just after the chunk is committed, before any leaves
     held_averages: int  # how many of them are averages
+    recached: "_Recached | None" = None  # what a new prompt makes of the memory before
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,7 @@ class ChunkLoad:
     batches: tuple[Batch, ...]
     num_scored: int  # predictions and finished candidates
     num_rolled: tuple[tuple[int, int], ...]  # roll-outs' predictions: the chunk that they are of, and how many
+    recaches: "tuple[tuple[_Recached, int, int], ...]"  # each with its number of beams, and of prompts that are read
     size: MemorySize
     latent_frames: int  # of the chunk
     new_frames: int  # its pixel frames
@@ -137,6 +153,10 @@ class ChunkLoad:
     @property
     def forwards(self) -> int:
         return sum(batch.forwards for batch in self.batches)
+
+    @property
+    def recached_chunks(self) -> int:
+        return sum(number * again.pass_chunks for again, number, _ in self.recaches)
 
 
 def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -> tuple[list[ChunkLoad], int]:
@@ -163,6 +183,7 @@ def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -
             batches=_batches(most, num_parents, search_plan.num_steps, lengths[index:]),
             num_scored=sum(each.candidates for each in made if each.ahead == 0) if most.passes else 1,
             num_rolled=tuple((index + each.ahead, each.candidates) for each in made if each.ahead > 0),
+            recaches=_recaches(sizes, index, num_parents, made),
             size=size,
             latent_frames=search_plan.num_latents(index),
             new_frames=pixel_frames[min(index, 1)],
@@ -176,8 +197,17 @@ def chunk_loads(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int]) -
 
 
 def _window_frames(search_plan: "plan.SearchPlan", pixel_frames: tuple[int, int], index: int) -> int:
-    first = max(index + 1 - search_plan.request.reward_window, 0)
+    first = max(index + 1 - search_plan.request.reward_window, search_plan.scripts[0].stretch_begin(index))
     return sum(pixel_frames[min(each, 1)] for each in range(first, index + 1))
+
+
+def _recaches(
+    sizes: "list[MemorySize]", index: int, num_parents: int, made: "list[choice.SearchPass]"
+) -> "tuple[tuple[_Recached, int, int], ...]":
+    """What is remembered again, by the beams and by the roll-outs of a chunk, each of which reads its own prompt."""
+    rolled = [(sizes[index + each.ahead].recached, each.candidates, each.candidates) for each in made if each.ahead]
+    found = [(sizes[index].recached, num_parents, 1), *rolled]
+    return tuple(each for each in found if each[0] is not None)
 
 
 def _batches(
@@ -244,13 +274,14 @@ def estimate_run(
         least_forwards=least_forwards,
         forwards=sum(load.forwards for load in loads),
         clean_passes=sum(load.clean_passes for load in loads),
+        recached_chunks=sum(load.recached_chunks for load in loads),
         latents_decoded=sum(_latents_decoded(search_plan, load) for load in loads),
         frames_scored=scored,
         flops={stage: count for stage, count in flops.items() if count},
         always_bytes={
             **{f"weights of {name}": size for name, size in weights.items()},
             **given,
-            "memory": num_beams * (held + older) + costs.text_bytes,
+            "memory": num_beams * (held + older) + costs.text_bytes * (2 if any(s.recached for s in sizes) else 1),
             "videos": num_beams * (search_plan.first_frame(num_chunks) * latents + num_pixels),
         },
         stage_bytes=stages,
@@ -280,18 +311,21 @@ def _frames_read(search_plan: "plan.SearchPlan", load: ChunkLoad, pixel_frames: 
 
 
 def _flops(search_plan: "plan.SearchPlan", costs: Costs, loads: list[ChunkLoad], decoded: list[int]) -> dict[str, int]:
-    flops = {"denoise": 0, "clean_pass": 0, "decode": 0}
+    flops = {"denoise": 0, "clean_pass": 0, "recache": 0, "decode": 0}
+    reading = costs.forward_flops(1, 1, 0, fills_prompt=True) - costs.forward_flops(1, 1, 0)
     for load, num_decoded in zip(loads, decoded, strict=True):
         for batch in load.batches:
             is_clamped = search_plan.is_clamped and load.index == 0 and batch.context_frames == 0
             forward = (batch.candidates, batch.num_frames, batch.context_frames)
             flops["denoise"] += batch.num_steps * costs.forward_flops(*forward, times_tokens=is_clamped)
-        lengths = (load.latent_frames, load.size.context_frames)
         if load.index == 0:  # the very first forward reads the prompt
-            first, stage = (load.batches[0].candidates, "denoise") if load.batches else (1, "clean_pass")
-            flops[stage] += costs.forward_flops(first, *lengths, fills_prompt=True)
-            flops[stage] -= costs.forward_flops(first, *lengths)
-        flops["clean_pass"] += load.clean_passes * costs.forward_flops(1, *lengths)
+            flops["denoise" if load.batches else "clean_pass"] += reading
+        for again, number, num_prompts in load.recaches:
+            reads_it = "denoise" if load.batches else "clean_pass"
+            flops["recache" if again.pass_chunks else reads_it] += num_prompts * reading
+            if again.pass_chunks:
+                flops["recache"] += number * costs.forward_flops(1, again.pass_frames, again.context_frames)
+        flops["clean_pass"] += load.clean_passes * costs.forward_flops(1, load.latent_frames, load.size.context_frames)
         if num_decoded:
             num_rolled = num_decoded - load.num_scored if load.num_rolled else 0
             flops["decode"] += (num_decoded - num_rolled) * costs.decode_flops(load.index == 0)
@@ -339,26 +373,68 @@ def _stage_bytes(
     if search_plan.monitors:
         clips = load.num_kept * load.window_frames * picture
         stages["monitor"] = costs.decode_bytes(0, kept_states) + contexts + 5 * clips
-    return {stage: size + made for stage, size in stages.items()}
+    again = load.size.recached
+    if again is None:
+        return {stage: size + made for stage, size in stages.items()}
+    # The memories of before the change are there until the chunk is done.
+    new = load.num_parents * again.new_frames * costs.frame_bytes
+    if again.pass_chunks:
+        one_pass = costs.forward_bytes(1, again.pass_frames, again.context_frames)
+        recorded = again.pass_frames * (costs.frame_bytes + latents // load.latent_frames)
+        stages["recache"] = one_pass + recorded + costs.decode_bytes(0, parent_states)
+    return {stage: size + made + new for stage, size in stages.items()}
 
 
 def memory_sizes(search_plan: "plan.SearchPlan") -> list[MemorySize]:
     """Of every chunk, when all that leave the window are routed to become sinks."""
-    sizes: list[MemorySize] = []
+    sizes, script = [], search_plan.scripts[0]
+    changing = script.changing_chunks(search_plan.num_chunks)
     sinks: tuple[_Remembered, ...] = ()
     window: tuple[_Remembered, ...] = ()
     for index in range(search_plan.num_chunks):
+        again = _recached(search_plan, index, sinks, window) if index in changing else None
+        if again is not None:
+            sinks, window = again.sinks, again.window
         chunk = _Remembered(index, search_plan.num_latents(index), search_plan.first_frame(index))
-        context = sum(each.num_frames for each in (*sinks, *window))
+        context = _num_frames((*sinks, *window))
         if chunk.start_frame < search_plan.sink_frames:
             sinks = (*sinks, chunk)
         else:
             window = (*window, chunk)
         held = (*sinks, *window)
-        averages = sum(each.num_frames for each in held if each.is_average)
-        sizes.append(MemorySize(context, sum(each.num_frames for each in held), averages))
-        incoming = search_plan.num_latents(index + 1)
-        while sum(each.num_frames for each in window) + incoming > search_plan.rolling_frames and window:
+        averages = _num_frames([each for each in held if each.is_average])
+        sizes.append(MemorySize(context, _num_frames(held), averages, again))
+        while _num_frames(window) + search_plan.num_latents(index + 1) > search_plan.rolling_frames and window:
             oldest, *rest = window
-            sinks, window = search_plan.policy.evict(sinks, oldest, memory_sinking.Route.APPEND), tuple(rest)
+            is_new = script.stretch_begin(oldest.index) == oldest.index  # and so has nothing to be compared with
+            route = memory_sinking.Route.DISCARD if is_new else memory_sinking.Route.APPEND
+            sinks, window = search_plan.policy.evict(sinks, oldest, route), tuple(rest)
     return sizes
+
+
+def _num_frames(remembered: "Sequence[_Remembered]") -> int:
+    return sum(each.num_frames for each in remembered)
+
+
+def _recached(
+    search_plan: "plan.SearchPlan", index: int, sinks: tuple[_Remembered, ...], window: tuple[_Remembered, ...]
+) -> _Recached:
+    """What becomes of a memory when the prompt changes at a chunk, as the steps of a chunk do it."""
+    mode, num_before = search_plan.recache, search_plan.first_frame(index)
+    if mode == "flush":
+        room = search_plan.window_frames - search_plan.num_latents(index) - _num_frames(sinks)
+        while _num_frames(window) > max(room, 0):
+            window = window[1:]
+    is_all = mode == "all" or num_before <= search_plan.window_frames
+    if mode in ("none", "flush") or not (window or (is_all and search_plan.sink_frames)):
+        return _Recached(sinks, window)
+    most = search_plan.window_frames if is_all else search_plan.rolling_frames
+    chunks = [_Remembered(each, search_plan.num_latents(each), search_plan.first_frame(each)) for each in range(index)]
+    while _num_frames(chunks) > most:
+        del chunks[0]
+    if not is_all:
+        return _Recached(sinks, window, len(chunks), _num_frames(chunks), _num_frames(sinks), _num_frames(window))
+    begin = chunks[0].start_frame
+    sinks = tuple(each for each in chunks if each.start_frame - begin < search_plan.sink_frames)
+    new_frames = _num_frames((*sinks, *window))
+    return _Recached(sinks, window, len(chunks), _num_frames(chunks), 0, new_frames)

@@ -77,6 +77,15 @@ class VideoGeometry:
         num_more = max(sink_frames - self.first_chunk_frames, 0)
         return self.first_chunk_frames + math.ceil(num_more / self.chunk_frames) * self.chunk_frames
 
+    def first_frame(self, chunk_index: int) -> int:
+        """The pixel frame at which a chunk begins."""
+        return self.num_frames(chunk_index) if chunk_index else 0
+
+    def chunk_at(self, frame: int) -> int:
+        """The first chunk that begins at or after a pixel frame."""
+        second, third = self.first_frame(1), self.first_frame(2)
+        return 0 if frame == 0 else 1 + max(-(-(frame - second) // (third - second)), 0)
+
     def check_size(self, height: int, width: int, names: tuple[str, str] = ("height", "width")) -> None:
         for name, value, factor in zip(names, (height, width), (self.row_factor, self.column_factor), strict=True):
             whole_number(name, value)

@@ -5,7 +5,19 @@ from dataclasses import dataclass
 
 import torch
 
-from . import beam_search, choice, given_past, memory_sinking, recorded, request, request_checks, reward_pruning, trace
+from . import (
+    beam_search,
+    choice,
+    given_past,
+    memory_sinking,
+    recorded,
+    request,
+    request_checks,
+    reward_pruning,
+    script,
+    timeline,
+    trace,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,6 +27,8 @@ class SearchPlan:
     request: "request.VideoRequest"
     search: Callable  # `(steps, beams) -> Choice`
     policy: "memory_sinking.MemoryPolicy"
+    scripts: "tuple[script.PromptScript, ...]"  # one per prompt, their words not encoded yet
+    recache: str  # what becomes of the past when a prompt changes
     image_reward: Callable | None  # `reward(frames, prompt, fps)`
     video_reward: Callable | None
     monitors: dict[str, Callable]  # rewards that are recorded and never searched by
@@ -136,6 +150,7 @@ class SearchPlan:
             **self.request.as_config(),
             "given": None if self.past is None else self.past.name,
             "num_given_chunks": self.num_given_chunks,
+            "recache": self.recache,
             "memory": {"policy": memory.pop("name"), **memory},
         }
 
@@ -146,18 +161,20 @@ class PromptPlan:
 
     plan: SearchPlan
     seeds: tuple[int, ...]  # bases of the candidates' seeds, one per lineage
-    words: str | None  # the prompt; None where there are only embeddings
-    reward_prompt: str | None  # what rewards read; None where they read empty texts
+    prompt: "str | timeline.PromptTimeline | None"  # as the caller gave it; None where there are only embeddings
+    reward_prompt: "str | timeline.PromptTimeline | None"  # likewise; None where rewards read empty texts
+    script: "script.PromptScript"  # the prompts by chunk, with what a running stream changed
     noise: torch.Tensor | None  # (C, F, h, w) of the whole video, if the caller gave it
     given: torch.Tensor | None = None  # (C, F, h, w) clean latents with which the video begins, if it is given some
 
-    @property
-    def reward_words(self) -> str:
-        return self.reward_prompt or ""
+    def reward_words(self, chunk_index: int) -> str:
+        """What rewards read at a chunk."""
+        return self.script.reward_prompt(chunk_index) or ""
 
     def new_trace(self, version: str) -> "trace.SearchTrace":
         """The record of a search that has not begun."""
-        words = {"prompt": self.words, "reward_prompt": self.reward_prompt}
+        words = {name: getattr(self, name) for name in ("prompt", "reward_prompt")}
+        words = {name: text.as_config() if timeline.is_timeline(text) else text for name, text in words.items()}
         return trace.SearchTrace({**words, **self.plan.as_config()}, self.seeds[0], self.plan.fps, version, chunks=[])
 
 

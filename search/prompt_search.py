@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from diffusers.utils import logging
 
-from . import beam, choice, plan, reward_pruning, trace
+from . import beam, choice, plan, reward_pruning, script, trace
 
 logger = logging.get_logger(__name__)
 
@@ -86,10 +86,18 @@ class PromptSearch:
         return num_shared
 
     def forget(self, num_yielded: int) -> None:
-        """Lets go of what an endless stream has given away and no reward reads again."""
-        before = min(num_yielded, self.chunk_index - self.plan.request.reward_window)
+        """Lets go of what an endless stream has given away and nothing reads again."""
+        most_read = max(self.plan.request.reward_window, -(-self.plan.window_frames // self.plan.latent_shape[1]))
+        before = min(num_yielded, self.chunk_index - most_read)  # a changed prompt makes the window again
         if self.plan.is_endless and before > 0:
             self.beams = [beam.forget(before) for beam in self.beams]
+            self.inputs = replace(self.inputs, script=self.inputs.script.forget(before))
+
+    def change_prompt(self, change: "script.PromptChange", reward_words: str | None = None) -> None:
+        """Changes the prompt of the next chunk and of those after it. Chunks that are made keep their own."""
+        self.inputs = replace(self.inputs, script=self.inputs.script.changed(change, reward_words))
+        if self.chunk_index == 0:
+            self.prompt = self.prompt.changed(change.embeds)
 
     @property
     def attempts_before(self) -> Attempts:
@@ -122,7 +130,8 @@ class PromptSearch:
             )
         self.attempts = {**self.attempts, self.chunk_index: turned}
         weight = self.plan.fusion_weight(self.chunk_index)
-        record = trace.ChunkTrace.of(made.traces(), [], weight, work, made.notes)
+        words = self.inputs.script.as_recorded(self.chunk_index)
+        record = trace.ChunkTrace.of(made.traces(), [], weight, work, made.notes, words)
         self.trace.give_up(made.back, record)
         if made.back > 0:
             self.beams, self.prompt = self.older[-made.back]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from . import beam, beam_search, choice, geometry, noise_propagation, reward_pruning
 
 KEEP = ("best", "median", "bound")
-OWN = ("image_reward", "video_reward", "prompt")  # what a stage may have instead of the call's
+# What a stage may have instead of the call's, and under which names `steps.score` takes it.
+OWN = {"image_reward": "image_reward", "video_reward": "video_reward", "reward_prompt": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class StagedSearch:
     Video-T1 grows a tree of frames, with several branches at first and one at last, asks a judge other questions at
     its beginning, middle and end, and keeps what is no worse than the median, or passes. Its tree over the sampler's
     image pyramid, and its language model that splits a prompt into three, are not here: the parts of a prompt are
-    given, in `prompt`. All that a chunk tries is scored by that chunk's rewards and words; scores of different stages
-    meet only in the beams' histories. The call still needs a reward, for the order of the last beams.
+    given, in `reward_prompt`. All that a chunk tries is scored by that chunk's rewards and words; scores of different
+    stages meet only in the beams' histories. The call still needs a reward, for the order of the last beams.
 
     Args:
         budget: a list of (K, M), as of `BeamSearch`: K times M are tried, and at most K are kept.
@@ -28,7 +29,7 @@ class StagedSearch:
             these, those that reach `bound`; if none does, the best.
         bound: in units of the fused score; read where `keep` is "bound".
         image_reward, video_reward: instead of the call's; None is the call's, False none.
-        prompt: what rewards read instead of the call's words; None is those.
+        reward_prompt: what rewards read instead of the call's words; None is those.
 
     Raises:
         TypeError, ValueError: one of the values is not of these, or a list is empty.
@@ -39,7 +40,7 @@ class StagedSearch:
     bound: float | Sequence[float] = -math.inf
     image_reward: Callable | bool | None | Sequence[Callable | bool | None] = None
     video_reward: Callable | bool | None | Sequence[Callable | bool | None] = None
-    prompt: str | None | Sequence[str | None] = None
+    reward_prompt: str | None | Sequence[str | None] = None
 
     drops = True
 
@@ -56,7 +57,7 @@ class StagedSearch:
         self._keep("keep", _rule)
         for name in ("image_reward", "video_reward"):
             self._keep(name, _reward)
-        self._keep("prompt", _words)
+        self._keep("reward_prompt", _words)
 
     def _keep(self, name: str, checked: Callable[[str, object], object]) -> None:
         value = getattr(self, name)
@@ -81,7 +82,7 @@ class StagedSearch:
         num_beams, num_candidates = self._beams.numbers(steps.chunk_index, beams)
         now = {name: self._now(name, steps.chunk_index) for name in ("keep", "bound", *OWN)}
         counts = noise_propagation.split_evenly(num_beams * num_candidates, len(beams))
-        own = {name: now[name] for name in OWN if now[name] is not None}
+        own = {argument: now[name] for name, argument in OWN.items() if now[name] is not None}
         candidates = steps.score(beams, steps.denoise(beams, steps.propose(beams, counts)), **own)
         ranked = reward_pruning.rank(candidates)
         scores = [candidates[index].score for index in ranked]
@@ -108,7 +109,7 @@ def _listed(value: object) -> Sequence[object]:
 def _rule(name: str, value: object) -> str:
     if not isinstance(value, str) or value not in KEEP:
         raise ValueError(f"`{name}` of StagedSearch is {value!r}; it must be one of {', '.join(map(repr, KEEP))}.")
-    return value
+    return str(value)
 
 
 def _reward(name: str, value: object) -> Callable | bool | None:
@@ -123,4 +124,4 @@ def _reward(name: str, value: object) -> Callable | bool | None:
 def _words(name: str, value: object) -> str | None:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"`{name}` of StagedSearch is a {type(value).__name__}; it must be a text, or None.")
-    return value
+    return None if value is None else str(value)

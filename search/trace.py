@@ -14,7 +14,7 @@ import torch
 
 from . import beam, files
 
-STAGES = ("encode", "denoise", "clean_pass", "decode", "reward", "monitor")
+STAGES = ("encode", "denoise", "clean_pass", "recache", "decode", "reward", "monitor")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -66,6 +66,7 @@ class ChunkWork:
 
     forwards: int = 0  # transformer chunk forwards while denoising; a batch of 3 counts 3
     clean_passes: int = 0  # transformer chunk forwards that commit kept candidates to memory
+    recached_chunks: int = 0  # transformer chunk forwards that remember the past under a new prompt
     latents_decoded: int = 0  # latent frames through the VAE decoder
     latents_encoded: int = 0  # latent frames that the VAE encoder made of a given past
     frames_scored: int = 0  # frames that rewards read
@@ -74,7 +75,7 @@ class ChunkWork:
     @property
     def chunk_forwards(self) -> int:
         """All forwards of the transformer, the unit in which searches are compared."""
-        return self.forwards + self.clean_passes
+        return self.forwards + self.clean_passes + self.recached_chunks
 
     @contextmanager
     def timed(self, stage: str, device: torch.device) -> Iterator[None]:
@@ -99,6 +100,11 @@ class ChunkTrace:
     work: ChunkWork
     log_weights: list[float] = field(default_factory=list)  # of the kept beams; empty where none has any but 0
     notes: list[str] = field(default_factory=list)  # the search's own
+    # Older traces lack the next four: every chunk had the words of the trace's `config`.
+    prompt: str | None = None  # None: there were only embeddings
+    reward_prompt: str | None = None  # what rewards read
+    prompt_weight: float = 1.0  # of the prompt, below 1 in a transition: what was before it has the rest
+    is_cut: bool = False  # whether the chunk begins with a scene cut
 
     @classmethod
     def of(
@@ -108,8 +114,9 @@ class ChunkTrace:
         fusion_weight: float,
         work: ChunkWork,
         notes: Sequence[str] = (),
+        words: dict[str, str | float | bool | None] | None = None,
     ) -> "ChunkTrace":
-        """The record of a chunk from its candidates and the beams that grew from them."""
+        """The record of a chunk from its candidates, the beams that grew from them, and what is told of its prompt."""
         evicted = [EvictionTrace(place, *left) for place, beam in enumerate(beams) for left in beam.evicted]
         weights = [beam.log_weight for beam in beams]
         return cls(
@@ -120,6 +127,7 @@ class ChunkTrace:
             work=work,
             log_weights=weights if any(weights) else [],
             notes=list(notes),
+            **(words or {}),
         )
 
     def grown_into(self, beam_index: int) -> CandidateTrace:
@@ -162,9 +170,14 @@ class SearchTrace:
     given_up: list[GivenUpTrace] = field(default_factory=list)  # in the order in which they were made
 
     @property
+    def records(self) -> list[ChunkTrace]:
+        """All that was done: every chunk, and then every attempt that was given up."""
+        return [*self.chunks, *(attempt.record for attempt in self.given_up)]
+
+    @property
     def works(self) -> list[ChunkWork]:
-        """What was done: of every chunk, and of every attempt that was given up."""
-        return [each.work for each in (*self.chunks, *(attempt.record for attempt in self.given_up))]
+        """What `records` cost."""
+        return [record.work for record in self.records]
 
     def give_up(self, num_chunks: int, attempt: ChunkTrace) -> None:
         """Enters an attempt at the next chunk with which the last `num_chunks` are given up too."""

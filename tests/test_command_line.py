@@ -18,7 +18,7 @@ from tiny_rewards import save_reward, videoalign_reward
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import stream_t1
-from stream_t1 import StreamT1Pipeline
+from stream_t1 import PromptTimeline, StreamT1Pipeline
 from stream_t1.__main__ import COMMANDS, build_parser, main
 from stream_t1.commands import generate
 from stream_t1.commands.video import write_video
@@ -26,8 +26,9 @@ from stream_t1.demo import CHECKPOINT, load_pipeline, vocabulary_note
 from stream_t1.search import SearchTrace
 from stream_t1.search.beam_search import BeamSearch
 from stream_t1.search.early_stop import EarlyStop
+from stream_t1.search.particle_search import ParticleSearch
 from stream_t1.search.request import VideoRequest
-from stream_t1.search.shipped import SHIPPED_SEARCHES, number_fields, search_of
+from stream_t1.search.shipped import SHIPPED_SEARCHES
 
 ROOT = Path(stream_t1.__file__).parent
 PROMPT = "a red circle moving left on a white background"
@@ -128,6 +129,45 @@ def test_a_word_after_generate_is_a_prompt(monkeypatch):
     assert main(["generate", "circle"]) == 0 and given[0].prompt == "circle"
 
 
+BLUE = PROMPT.replace("red", "blue")
+
+
+def prompts_of(folder) -> list[str]:
+    trace = SearchTrace.load(folder / "a.json")
+    return [chunk.prompt for chunk in trace.chunks]
+
+
+def test_a_timeline_says_the_prompts_and_how_long_the_video_is(tmp_path, capsys):
+    text = f"{PROMPT} [0.75s] | {BLUE} [1.5s]"
+    told = said(capsys, "generate", "--timeline", text, "--transition", "2", "-o", str(tmp_path / "a.mp4"))
+    assert "33 frames" in told and prompts_of(tmp_path) == [PROMPT, BLUE, BLUE]
+    assert SearchTrace.load(tmp_path / "a.json").config["transition"] == 2
+
+
+def test_a_timeline_may_be_a_file_and_options_come_first(tmp_path, capsys):
+    timeline = PromptTimeline({0: PROMPT, 9: BLUE})
+    (tmp_path / "timeline.json").write_text(timeline.to_json())
+    given = ["--num-frames", "21", "--recache", "all", "--timeline", str(tmp_path / "timeline.json")]
+    assert "21 frames" in said(capsys, *given, "-o", str(tmp_path / "a.mp4"))
+    assert prompts_of(tmp_path) == [PROMPT, BLUE]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--seed", "3"], "Give a prompt, or `--timeline`"),
+        (["a red circle", "--timeline", "a | b"], "and not both"),
+        (["--timeline", "a red circle | b"], "does not say for how long"),
+        (["--timeline", "no/such.json"], "`--timeline` is no/such.json, which can't be read"),
+        (["a red circle", "--num-frames", "0"], "`num_frames` is 0"),
+    ],
+)
+def test_a_timeline_that_cannot_be_read_is_told_before_anything_runs(arguments, message, tmp_path, capsys):
+    with no_forward():
+        assert main(["generate", *arguments, "-o", str(tmp_path / "a.mp4")]) == 2
+    assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "prompt, unread",
     [
@@ -176,6 +216,12 @@ def called(monkeypatch):
         ("--search best-of-n --num-videos 4", SHIPPED_SEARCHES["best-of-n"](4)),
         ("--search early-stop --margin 0.5 --patience 2", EarlyStop(BeamSearch(), margin=0.5, patience=2)),
         ("--search early-stop --num-candidates 4", EarlyStop(BeamSearch(num_candidates=4))),
+        (
+            "--search early-stop --inner best-of-n(num_videos=3) --margin inf",
+            EarlyStop(SHIPPED_SEARCHES["best-of-n"](3)),
+        ),
+        ("--search beam --budget 2x8/2x2", BeamSearch(budget=[(2, 8), (2, 2)])),
+        ("--search particles:strength=4 --num-particles 3 --potential max", ParticleSearch(3, 4, "max")),
     ],
 )
 def test_a_shipped_search_is_named_with_its_numbers(called, tmp_path, options, search):
@@ -196,6 +242,9 @@ def test_a_call_is_told_only_what_was_given(called, tmp_path):
         ("--search best-of-n --num-videos 2 --num-beams 3", "'best-of-n', which has no `num_beams`"),
         ("--search beam --patience 2 --margin 1", "has no `margin` and no `patience`"),
         ("--num-videos 3", "say `--search best-of-n`"),
+        ("--search beem", "The nearest is 'beam'"),
+        ("--search beam:num_beams=3 --num-beams 2", "`num_beams` of the search 'beam' is given twice"),
+        ("--num-beams two", "`num_beams` of the search 'beam' is 'two'; it must be a whole number"),
         ("--search best-of-n --num-videos 0", "`num_videos` of BestOfN is 0"),
     ],
 )
@@ -219,14 +268,6 @@ def test_a_new_search_and_a_new_number_are_options_by_being_registered(monkeypat
     monkeypatch.setitem(SHIPPED_SEARCHES, "luck", Luck)
     assert main([PROMPT, "-o", str(tmp_path / "a.mp4"), *"--search luck --wheel-spins 7 --hope 1".split()]) == 2
     assert called[0]["search"] == Luck(7, 1.0)
-
-
-def test_every_shipped_search_has_numbers_and_is_built_from_them():
-    for name, search in SHIPPED_SEARCHES.items():
-        numbers = {key: 3 if field.type is int else 0.5 for key, field in number_fields(search).items()}
-        numbers |= {"elites": 2} if "elites" in numbers else {}
-        made = search_of(name, numbers)
-        assert numbers and type(made) is search and {key: getattr(made, key) for key in numbers} == numbers
 
 
 @pytest.fixture

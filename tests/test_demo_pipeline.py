@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
+from PIL import Image
 from tiny_rewards import save_reward, videoalign_reward
 from transformers import UMT5EncoderModel
 
@@ -207,3 +209,29 @@ def test_the_example_of_a_loop_makes_a_video_without_a_search():
     video, tries = load_example("own_loop").main()
     assert video.shape == (57, 3, 64, 64) and len(tries) == 5
     assert tries[0] == 1 and all(1 <= count <= 4 for count in tries)
+
+
+def test_the_example_of_changing_prompts_draws_videos_that_follow_them(tmp_path):
+    """The colour of the frames just before the change, and of those at the end."""
+    videos = load_example("prompt_change").main(tmp_path / "changes.png", num_frames=69)
+    colors = [[check(clip).color for clip in (video[24:45], video[48:])] for video in videos]
+    assert colors == [["red", "red"], ["red", "blue"], ["green", "yellow"]]
+    assert Image.open(tmp_path / "changes.png").width == 20 * 66
+
+
+def test_the_example_of_early_scores_prints_how_well_each_step_ranks_candidates(capsys):
+    example = load_example("early_scores")
+    found = example.main(["--num-prompts", "1", "--num-candidates", "3", "--num-frames", "21"])
+    assert found.shape == (1, 2, 3) and (abs(found) <= 1.0 + 1e-9).all()
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].split() == "chunk after step 1 after step 2 after step 3".split() and len(told) == 4
+    assert told[1].split() == ["0", *(f"{value:.2f}" for value in found[0, 0])]
+
+
+def test_the_examples_rank_correlation_is_spearmans():
+    rank_correlation = load_example("early_scores").rank_correlation
+    values = np.array([0.1, 5.0, 0.3, np.nan, 9.0])
+    assert rank_correlation(values, np.exp(values)) == 1.0 and rank_correlation(values, -values) == -1.0
+    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 x 5).
+    assert rank_correlation(np.array([1, 2, 2, 3]), np.array([1, 2, 3, 4])) == pytest.approx(0.9**0.5)
+    assert np.isnan(rank_correlation(np.zeros(3), np.arange(3)))

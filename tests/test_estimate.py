@@ -11,13 +11,13 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stream_t1 import CausalWanTransformer3DModel, FewStepFlowMatchScheduler, StreamT1Pipeline
+from stream_t1 import CausalWanTransformer3DModel, FewStepFlowMatchScheduler, PromptTimeline, StreamT1Pipeline
 from stream_t1.demo import load_pipeline
 from stream_t1.models.alignment import align_weights
 from stream_t1.models.cost import LiveBytes, weight_bytes
 from stream_t1.search import EMASink, RewardRoutedSink, SlidingWindow, StaticSink
 
-COUNTERS = ("forwards", "clean_passes", "latents_decoded", "frames_scored")
+COUNTERS = ("forwards", "clean_passes", "recached_chunks", "latents_decoded", "frames_scored")
 APPENDS = RewardRoutedSink(quality_threshold=-math.inf, transition_threshold=-math.inf)
 NO_REWARDS = {"image_reward": False, "video_reward": False}
 MANY_BEAMS = {"num_beams": 4, "num_candidates": 1, "num_inference_steps": 1}  # of which none is dropped
@@ -33,6 +33,8 @@ def the_first(pipe, chunk_index, state):
     """Chooses, where there is no reward."""
     return {"kept": [0, 1]}
 
+
+EARLY, LATE = (PromptTimeline({0: torch.zeros(1, 6, 8), frame: torch.ones(1, 6, 8)}) for frame in (21, 33))
 
 # By name: the stage that needs the most bytes, and the call.
 RUNS = {
@@ -61,6 +63,18 @@ RUNS = {
     "whole videos": (
         "final selection",
         {"memory": SlidingWindow(), "reward_window": 1, "num_frames": 81} | MANY_BEAMS,
+    ),
+    "a changing prompt": (
+        "denoise",
+        {"prompt": EARLY, "memory": StaticSink(), "output_type": "latent", **MANY_BEAMS, **NO_REWARDS},
+    ),
+    "a changing prompt that is searched": (
+        "decode",
+        {"prompt": EARLY, "memory": APPENDS, "recache": "all", **TWO_STEPS},
+    ),
+    "a flush": (
+        "denoise",
+        {"prompt": LATE, "memory": APPENDS, "recache": "flush", "output_type": "latent", **MANY_BEAMS, **NO_REWARDS},
     ),
     "thumbnails": (
         "decode",
@@ -110,6 +124,8 @@ def run(toy, request):
     pipe, sizes = toy
     stage, arguments = request.param
     arguments = sizes | arguments
+    if "prompt" in arguments:
+        del arguments["prompt_embeds"]
     return partial(pipe, **arguments), pipe.estimate(**arguments), stage
 
 

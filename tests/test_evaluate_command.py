@@ -3,6 +3,7 @@
 import select
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tiny_rewards import save_reward, videoalign_reward
 from stream_t1.__main__ import main
 from stream_t1.demo import CHECKPOINT
 from stream_t1.demo import evaluate as demo
-from stream_t1.demo.suites import demo_tasks
+from stream_t1.demo.suites import demo_tasks, tuning_suite
 from stream_t1.evaluation.report import SuiteRows
 from stream_t1.evaluation.results import read_rows
 from stream_t1.evaluation.running import Evaluation
@@ -164,6 +165,44 @@ def test_the_demos_command_has_the_demos_verdicts_and_draws_the_first_pairs_of_a
     assert demo.main(["--output", str(tmp_path), "--suite", "betas", "--limit", "1", "--sheet", "1"]) == 0
     assert {"judge.lowest", "checker.lowest"} <= read_rows([tmp_path])[0]["scores"].keys()
     assert (tmp_path / "betas-sheet.png").stat().st_size > 5000
+
+
+def test_any_search_with_any_numbers_is_a_method_and_two_texts_of_one_search_are_one(arguments, tmp_path):
+    texts = "best-of-n,early-pruning:keep=1,after_step=1,best-of-n,particles:potential=max,strength=4"
+    assert main([*arguments, "--num-frames", "9", "--budgets", "8", "--methods", texts]) == 0
+    rows = read_rows([tmp_path / "results"])
+    names = ["best-of-n", "early-pruning:keep=1,after_step=1", "particles:strength=4,potential=max"]
+    assert [row["method"] for row in rows] == names * 2
+    assert [row["cost"]["chunk_forwards"] for row in rows[:3]] == [8, 8, 8]
+    assert main([*arguments, "--num-frames", "9", "--methods", "particles:strength=4,num_particles=9"]) == 2
+
+
+def test_what_was_tried_for_the_demos_comparison_is_kept_with_its_rows(tmp_path, monkeypatch):
+    def short(entries):
+        return replace(tuning_suite(entries), num_frames=33)
+
+    monkeypatch.setattr(demo, "tuning_suite", short)
+    tuning = ["--output", str(tmp_path), "--suite", "searches-tuning", "--limit", "1"]
+    for text in ("particles:strength=4", "particles:strength=400"):
+        assert demo.main([*tuning, "--methods", text, "--budgets", "8"]) == 0
+    assert len(read_rows([tmp_path])) == 4
+    assert "| particles:strength=4 |" not in (tmp_path / "searches-tuning.md").read_text()
+    assert demo.main([*tuning, "--report-only"]) == 0
+    told = (tmp_path / "searches-tuning.md").read_text()
+    assert "| particles:strength=4 | 8 |" in told and "| particles:strength=400 | 8 |" in told
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--suite", "searches-tuning", "--suite", "main"], "goes alone"),
+        (["--suite", "searches", "--methods", "best-of-n"], "goes alone"),
+        (["--suite", "searches-tuning", "--methods", "evolution:generations=2,elites=1,mutation=1"], "of 12 or more"),
+    ],
+)
+def test_the_demos_suites_refuse_what_is_of_another(tmp_path, capsys, more, message):
+    assert demo.main(["--output", str(tmp_path / "results"), *more]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "results").exists()
 
 
 def test_full_search_of_the_shipped_demo_finds_more_of_what_it_searches_and_loses_nothing_that_is_judged():

@@ -9,7 +9,8 @@ from stream_t1.demo import load_pipeline
 from stream_t1.demo.clips import Caption, render_clip
 from stream_t1.demo.judge import load_judge
 from stream_t1.demo.verdicts import JudgeMetric, checker_metric
-from stream_t1.evaluation.methods import METHODS, candidates_per_chunk, find_method, make_video
+from stream_t1.evaluation.budgets import allowed_forwards, search_forwards, search_within
+from stream_t1.evaluation.methods import METHODS, candidates_per_chunk, check_budget, find_method, make_video
 from stream_t1.evaluation.metrics import RewardMetric, load_metrics, measure
 from stream_t1.rewards import SharpnessReward
 
@@ -92,7 +93,9 @@ def test_a_budget_that_a_method_cannot_spend_is_refused():
 def test_a_method_may_be_named_with_another_correlation():
     method = find_method("beam+noise@-0.5")
     assert method.noise_correlation == -0.5 and method.memory == METHODS["beam"].memory
-    for name in ("annealing", "full@much", "full@1", "full@nan"):
+    assert find_method("best-of-n@-0.5").noise_correlation == -0.5
+    assert find_method("particles:threshold=1,strength=4.0@0.50").name == "particles:strength=4,threshold=1@0.5"
+    for name in ("annealing", "full@much", "full@1", "full@nan", "full@", "annealing:speed=1"):
         with pytest.raises(ValueError, match="There is no method"):
             find_method(name)
 
@@ -106,6 +109,76 @@ def test_an_interrupted_video_is_no_video(pipe, monkeypatch):
     monkeypatch.setattr(pipe, "video_reward", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make(pipe, "best-of-chunks", 8)
+
+
+SPENT = {  # at a budget of 16, for two chunks: 36 chunk forwards are allowed
+    "best-of-n": 4 * 9,
+    "beam:num_beams=1": 2 * 16 + 1,
+    "beam:budget=2x3/1x2": 24 + 2 + 8,
+    "early-pruning:keep=1,after_step=2": 2 * (7 * 2 + 2) + 1,
+    "evolution:generations=2,elites=1,mutation=0.5,at_step=1": 2 * (8 + 3) + 1,
+    "early-stop:inner=beam(num_beams=1,num_candidates=1),patience=2,max_rounds=2": 2 * 2 * 4 + 1,
+}
+
+
+@pytest.mark.parametrize("text", SPENT)
+def test_a_search_gets_the_largest_number_that_its_budget_pays_for_and_spends_no_more(pipe, text):
+    method = find_method(text)
+    assert (method.name, method.memory, method.noise_correlation) == (text, METHODS["beam"].memory, 0.0)
+    video = make(pipe, text, 16)
+    assert video.cost["chunk_forwards"] == SPENT[text] <= allowed_forwards(16, 4, 2) == 36
+    assert video.cost["chunk_forwards"] == video.cost["forwards"] + video.cost["clean_passes"]
+
+
+def test_the_best_of_n_is_made_of_the_seeds_that_the_first_video_of_the_rival_has(pipe):
+    """And its first video is the plain sample, so that all methods of a seed have that among their candidates."""
+    single, text = make(pipe, "single", 4, seed=3), make(pipe, "best-of-n:num_videos=1", 4, seed=3)
+    assert torch.equal(single.frames, text.frames)
+
+
+def test_a_plain_beam_with_its_numbers_makes_the_video_of_the_method(pipe):
+    method, text = make(pipe, "beam", 16), make(pipe, "beam:num_beams=2,num_candidates=2", 16)
+    assert torch.equal(method.frames, text.frames) and method.trace.chunks[0].work.forwards == 16
+
+
+def test_a_search_of_random_cost_is_bounded_by_the_budget_only_where_its_number_is_left_to_it():
+    eager, open_ = "particles:num_particles=4,strength=4", "particles:strength=4"
+    assert search_within(find_method(open_).search, 16, 4, 7) == search_within(find_method(eager).search, 16, 4, 7)
+    assert search_forwards(search_within(find_method(open_).search, 16, 4, 7), 4, 7) == (118, 136)
+    stop = find_method("early-stop:num_beams=1,num_candidates=2,patience=2,max_rounds=4").search
+    assert search_forwards(search_within(stop, 16, 4, 7), 4, 7) == (62, 230)
+
+
+@pytest.mark.parametrize(
+    "text, budget, message",
+    [
+        (
+            "particles:strength=4,num_particles=8",
+            16,
+            "'particles:num_particles=8,strength=4' takes 230 chunk forwards or more for 7 chunks of 4 steps; "
+            "a budget of 16 per chunk allows 136. Use num_particles=4 or less, or a budget of 28 or more.",
+        ),
+        (
+            "evolution:generations=2,elites=1,mutation=0.5",
+            8,
+            "the smallest `population` that it has; .* of 12 or more",
+        ),
+        ("early-stop:patience=2", 16, "may take 460 chunk forwards, .*a budget of 56 or more"),
+        ("beam:num_beams=4,num_candidates=4", 8, "takes 472 .*a budget of 56 or more"),
+        ("early-pruning:keep=1,after_step=7", 16, "`after_step` of EarlyPruning is 7"),
+        ("particles", 16, "needs `strength`"),
+        ("best-of-n", 10, "must be a multiple of 4"),
+        ("particles:strenth=4", 16, "has no `strenth`"),
+    ],
+)
+def test_a_search_that_does_not_fit_its_budget_is_refused_with_the_nearest_that_does(text, budget, message):
+    with pytest.raises(ValueError, match=message):
+        check_budget(find_method(text), budget, 4, 7)
+
+
+def test_a_search_without_known_work_is_refused():
+    with pytest.raises(ValueError, match="<lambda> does not say what it does"):
+        search_forwards(lambda steps, beams: None, 4, 7)
 
 
 def frames_of(num_frames):

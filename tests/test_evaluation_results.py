@@ -11,7 +11,15 @@ import torch
 from conftest import brightness, contrast
 
 from stream_t1.demo import load_pipeline
-from stream_t1.demo.suites import FIRST_SEED, demo_suites, demo_tasks, shape_of
+from stream_t1.demo.suites import (
+    BUDGETS,
+    FIRST_SEED,
+    demo_suites,
+    demo_tasks,
+    search_entries,
+    shape_of,
+    tuning_suite,
+)
 from stream_t1.evaluation import results
 from stream_t1.evaluation.metrics import RewardMetric
 from stream_t1.evaluation.report import (
@@ -19,6 +27,7 @@ from stream_t1.evaluation.report import (
     agreement_table,
     all_tables,
     check_reports,
+    rival_tables,
     score_table,
     write_report,
 )
@@ -33,9 +42,11 @@ from stream_t1.evaluation.results import (
     read_rows,
 )
 from stream_t1.evaluation.running import Evaluation, fingerprint, share_of
-from stream_t1.evaluation.statistics import difference, estimate
+from stream_t1.evaluation.statistics import difference, estimate, holm
 from stream_t1.evaluation.suites import Suite, comparison, read_prompts
 from stream_t1.search.files import new_file
+from stream_t1.search.search_names import SearchText
+from stream_t1.search.shipped import SHIPPED_SEARCHES
 
 TASKS = (("a red circle", 1), ("a blue cross", 2), ("a green triangle", 3))
 SUITE = Suite("small", (("single", 4), ("full", 8)), TASKS, num_frames=33)
@@ -231,6 +242,11 @@ def test_the_sign_test_counts_prompts_and_not_videos():
     assert difference([1.0, 0.0], [0.0, 1.0], [1, 2]).p == 1.0
 
 
+def test_holm_multiplies_the_smallest_p_by_all_tests_and_the_next_by_one_fewer():
+    assert holm([0.04, 0.01, 0.5, 0.03]) == pytest.approx([0.09, 0.04, 0.5, 0.09])  # 3 x 0.03 stands for 2 x 0.04 too
+    assert holm([0.7, 0.6]) == [1.0, 1.0] and holm([]) == []
+
+
 def fabricated_rows():
     scores = {"single": (0.0, 0.0, 1.0), "full": (1.0, 0.0, 1.0)}
     costs = {"forwards": 12, "clean_passes": 2, "latents_decoded": 9, "frames_scored": 0}
@@ -278,6 +294,31 @@ def test_steps_and_budgets_are_compared_pair_by_pair(tmp_path):
     assert (tmp_path / "steps-forwards.png").stat().st_size > 5000
 
 
+def test_searches_are_compared_with_each_rival_at_their_budget_by_what_they_spent():
+    text = "particles:strength=4"
+    entries = tuple((name, budget) for name in ("beam", "best-of-videos", text) for budget in (8, 16))
+    tasks = tuple((f"prompt {number}", number) for number in range(12))
+    suite = Suite("rivals", entries, tasks, rivals=("beam", "best-of-videos")).priced(4, 7)
+    cost = {"forwards": 56, "clean_passes": 6, "latents_decoded": 1, "frames_scored": 1}
+    rows = [
+        new_row(
+            job,
+            scores={"judge": float(job.method == text and job.budget == 16)},
+            cost=cost | ({"chunk_forwards": 130 + job.seed % 2} if job.method == text else {}),
+            seconds=1.0,
+        )
+        for job in suite.jobs()
+    ]
+    table = rival_tables(SuiteRows(suite, rows), ["judge"])["judge at equal cost"]
+    nothing = "+0.000 [+0.000, +0.000] | 1.0000 | 1.0000"
+    assert f"| beam | 8 | 62.0 | 68 | 12 | 0 | 0.000 [0.000, 0.000] |  |  |  | {nothing} |" in table
+    (found,) = (line.split(" | ") for line in table.splitlines() if f"| {text} | 16 | 130.5 | 136 | 12 | 0 |" in line)
+    difference, raw, corrected = found[7:10]
+    assert difference == "+1.000 [+1.000, +1.000]" and float(raw) < 0.005
+    assert float(corrected) == pytest.approx(4 * float(raw), abs=2e-4)  # of four tests against the beam
+    assert rival_tables(SuiteRows(replace(suite, rivals=()), rows), ["judge"]) == {}
+
+
 def test_a_reward_is_blind_when_it_orders_half_of_the_pairs_of_a_prompt():
     suite = Suite("pairs", (("single", 4),), tuple((prompt, seed) for prompt in "ab" for seed in range(3)))
     judged = {"a": (1.0, 0.0, 0.0), "b": (0.0, 1.0, 1.0)}
@@ -300,7 +341,7 @@ def test_a_baseline_that_can_spend_the_entrys_budget_is_compared_at_it():
 def test_the_demos_suites_count_the_same_held_out_prompts_from_the_first():
     suites = demo_suites()
     for suite in suites.values():
-        suite.check(num_steps=4)
+        assert suite.priced(num_steps=4, num_chunks=7).entries == suite.entries
         assert suite.tasks == demo_tasks(300)[: len(suite.tasks)]
     assert len(suites["main"].tasks) == len(set(suites["main"].tasks)) == 300
     assert len({prompt for prompt, _ in suites["main"].tasks}) == 48
@@ -308,11 +349,24 @@ def test_the_demos_suites_count_the_same_held_out_prompts_from_the_first():
     assert {budget for _, budget in suites["budgets"].entries} == {4, 8, 16, 32}
 
 
+def test_every_shipped_search_is_in_the_demos_comparison_of_searches():
+    entries = search_entries()
+    assert {SearchText.parse(text).name for text, _ in entries} == set(SHIPPED_SEARCHES)
+    assert {budget for _, budget in entries} == set(BUDGETS) and len(set(entries)) == len(entries)
+
+
+def test_settings_are_tuned_on_captions_and_seeds_that_are_not_reported():
+    tuned = tuning_suite(search_entries()).priced(4, 7)
+    assert not {prompt for prompt, _ in tuned.tasks} & {prompt for prompt, _ in demo_tasks(300)}
+    assert max(seed for _, seed in tuned.tasks) < FIRST_SEED
+    assert set(tuned.entries) == set(demo_suites()["searches"].entries)
+
+
 def test_a_file_of_prompts_makes_a_comparison_and_empty_lines_are_missing_prompts(tmp_path, caplog):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n\na dog\na cat\n\n")
     prompts = read_prompts(path)
-    suite = comparison(["single", "full"], [8, 16], prompts, num_seeds=2, num_frames=33, num_steps=4)
+    suite = comparison(["single", "full"], [8, 16], prompts, num_seeds=2, num_frames=33, num_steps=4, num_chunks=3)
     assert suite.entries == (("single", 4), ("full", 8), ("full", 16)) and suite.baseline == ("single", 4)
     assert suite.tasks == (("a cat", 0), ("a cat", 1), ("a dog", 0), ("a dog", 1)) and suite.num_lost == 2
     assert "line 2 is empty" in caplog.text

@@ -342,7 +342,7 @@ def test_stages_have_their_own_numbers_rewards_and_words(toy_pipeline, embeds):
         budget=[(2, 3), (1, 2), (1, 1)],
         image_reward=[False, None],
         video_reward=[None, listening, None],
-        prompt=["the scene", "the motion", None],
+        reward_prompt=["the scene", "the motion", None],
     )
     trace = video(toy_pipeline, embeds, search=search, reward_prompt="all of it").trace
     assert [len(chunk.candidates) for chunk in trace.chunks] == [6, 2, 1, 1, 1]
@@ -457,7 +457,7 @@ def test_max_lag_goes_with_every_search_that_ranks(toy_pipeline, embeds, search)
         (lambda: StagedSearch(keep=["best", 3]), ValueError, r"`keep\[1\]` of StagedSearch is 3"),
         (lambda: StagedSearch(keep=[]), ValueError, "`keep` of StagedSearch is empty"),
         (lambda: StagedSearch(bound=math.nan), ValueError, "`bound` of StagedSearch is nan"),
-        (lambda: StagedSearch(prompt=[3]), TypeError, r"`prompt\[0\]` of StagedSearch is a int"),
+        (lambda: StagedSearch(reward_prompt=[3]), TypeError, r"`reward_prompt\[0\]` of StagedSearch is a int"),
         (lambda: StagedSearch(image_reward="hps"), TypeError, "`image_reward` of StagedSearch is 'hps'"),
         (lambda: PromptAdaptive(2, 4, max_candidates=3), ValueError, "`max_candidates` of PromptAdaptive is 3.*Use 4"),
         (lambda: PromptAdaptive(strength=-1), ValueError, "`strength` of PromptAdaptive is -1"),
