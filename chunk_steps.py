@@ -126,6 +126,11 @@ class ChunkSteps:
         return self._prompts.last
 
     @property
+    def is_given(self) -> bool:
+        """Whether the chunk is given, so that there is nothing to search: `given` is its one candidate."""
+        return self.chunk_index < self.plan.num_given_chunks
+
+    @property
     def num_turns(self) -> int:
         """How often the search has turned back from this chunk, to this one again or to an older one."""
         return self._attempts.num_turns
@@ -161,13 +166,15 @@ class ChunkSteps:
         return candidates
 
     def _propose_one(self, beam: Beam, parent: int, index: int) -> Candidate:
-        num_channels, num_frames, *size = self.plan.latent_shape
+        num_channels, num_frames, *size = self.plan.chunk_shape(self.chunk_index)
         seed, lineage = self._seed(beam, parent, index)
         generator = candidate_generator(seed)
         fresh, *renoise = (draw_noise([generator], (num_frames, num_channels, *size))[0] for _ in self.levels[:-1])
-        noise = propagate_noise(beam.noise, fresh, self.plan.request.noise_correlation)
+        # None to propagate: a given chunk has no noise, and that of a chunk of another length is of another shape.
+        parent_noise = None if beam.noise is None or beam.noise.shape != fresh.shape else beam.noise
+        noise = propagate_noise(parent_noise, fresh, self.plan.request.noise_correlation)
         if self.inputs.noise is not None:
-            frames = slice(self.chunk_index * num_frames, (self.chunk_index + 1) * num_frames)
+            frames = self.plan.chunk_frames(self.chunk_index)
             noise = self.inputs.noise[:, frames].transpose(0, 1).to(fresh).contiguous()
         self._num_proposed += 1
         drawn = (noise, *renoise)
@@ -180,11 +187,24 @@ class ChunkSteps:
         if len(seeds) == 1:
             return mode(seeds[0], self.chunk_index, parent, index, beam.seeds[-1] if beam.seeds else seeds[0]), None
         lineage = beam.lineage
-        if lineage is None:  # candidate i of chunk 0 begins lineage i
+        if lineage is None:  # candidate i of the first chunk that is made begins lineage i
             index, own = divmod(index, len(seeds))
             lineage = (own, 0)
         base = seeds[lineage[0]]
         return mode(base, self.chunk_index, lineage[1], index, base), lineage
+
+    def given(self, beams: Sequence[Beam]) -> list[Candidate]:
+        """The chunk that the caller gave, as the one candidate of the one beam: finished, and not scored yet.
+
+        Raises:
+            ValueError: this chunk is not given, or there is another number of beams.
+        """
+        check_place(beams, (), self.chunk_index)
+        if not self.is_given or len(beams) != 1:
+            raise ValueError(f"Chunk {self.chunk_index} of {len(beams)} beams is not given; `propose` candidates.")
+        latents = self.inputs.given[:, self.plan.chunk_frames(self.chunk_index)].to(self.plan.device)
+        # A copy: a view would keep the whole past alive.
+        return [Candidate(0, self.inputs.seeds[0], None, (), self.chunk_index, prediction=latents.clone())]
 
     @torch.no_grad()
     def denoise(
@@ -221,21 +241,23 @@ class ChunkSteps:
         return done
 
     def _denoise_batch(self, memory: ChunkMemory, batch: list[Candidate], until: int) -> list[Candidate]:
-        first, scheduler, latents = batch[0].step, self.pipe.scheduler, self._inputs(batch)
+        first, scheduler, latents = batch[0].step, self.pipe.scheduler, self._held(self._inputs(batch))
         for step in range(first, until):
             if self.pipe.interrupt:
                 raise SearchInterrupted
             timestep, noisy = self.timesteps[step], latents
             self.pipe.begin_step(self.num_steps, timestep, self.plan.request.attention_kwargs)
-            velocity = self._velocity(noisy, timestep, memory, self._prompts.begin(step))
+            velocity = self._velocity(noisy, self._timesteps(noisy, timestep), memory, self._prompts.begin(step))
             sigma, next_sigma = self.levels[step : step + 2]
             fresh = self._noise([c.renoise[step] for c in batch]) if next_sigma > 0.0 else None
             stepped = scheduler.step_between(velocity, noisy, sigma, next_sigma, fresh)
-            latents = self._call_back(step, stepped)
+            called_back = self._call_back(step, stepped)
+            latents = self._held(called_back)
         self.work.forwards += len(batch) * (until - first)
         prediction, is_replaced = latents, False
         if until < self.num_steps:
-            prediction, is_replaced = scheduler.clean_sample(velocity, noisy, sigma), latents is not stepped
+            prediction, is_replaced = scheduler.clean_sample(velocity, noisy, sigma), called_back is not stepped
+            prediction = self._held(prediction)
         finite = torch.isfinite(prediction).flatten(1).all(dim=1).tolist()
         denoised = []
         for row, candidate in enumerate(batch):
@@ -260,6 +282,26 @@ class ChunkSteps:
             if candidate.noisy is not None:
                 latents[row] = candidate.noisy
         return latents
+
+    def _held(self, latents: torch.Tensor) -> torch.Tensor:
+        """The latents (B, C, F, h, w) with the first latent frame that the caller gave, where this chunk has it."""
+        if not self._is_held:
+            return latents
+        first = self.inputs.given.to(latents)[None].expand(len(latents), -1, -1, -1, -1)
+        return torch.cat((first, latents[:, :, 1:]), dim=2)
+
+    def _timesteps(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """(B,), or (B, L) where the first latent frame is held: that is clean, its tokens are at 0."""
+        if not self._is_held:
+            return timestep.expand(len(latents))
+        patch_size = self.pipe.transformer.config.patch_size
+        num_frames, *sides = (side // patch for side, patch in zip(latents.shape[2:], patch_size, strict=True))
+        of_frames = torch.cat((timestep.new_zeros(1), timestep.expand(num_frames - 1)))
+        return of_frames.repeat_interleave(sides[0] * sides[1]).expand(len(latents), -1)
+
+    @property
+    def _is_held(self) -> bool:
+        return self.plan.is_clamped and self.chunk_index == 0
 
     def _noise(self, draws: list[torch.Tensor]) -> torch.Tensor:
         """(F, C, h, w) each to (B, C, F, h, w) on the models' device."""
@@ -447,14 +489,13 @@ class ChunkSteps:
 
         One chunk after the other, so that a pass needs no more room, and a compiled model no more graphs, for several.
         """
-        plan, record, num_frames = self.plan, ChunkRecord(), self.plan.latent_shape[1]
+        plan, record = self.plan, ChunkRecord()
+        num_frames, incoming_frames = (plan.num_latents(self.chunk_index + ahead) for ahead in (0, 1))
         with self.work.timed("clean_pass", plan.device):
-            self._velocity(
-                candidate.latents[None], self.timesteps.new_zeros(()), beam.memory, self.next_prompt, record
-            )
+            self._velocity(candidate.latents[None], self.timesteps.new_zeros(1), beam.memory, self.next_prompt, record)
             chunk = record.chunk(self.chunk_index, beam.memory.num_frames, num_frames)
             memory = beam.memory.append(chunk, plan.sink_frames)
-            memory, left = make_room(memory, plan.policy, beam.routes, plan.rolling_frames, num_frames)
+            memory, left = make_room(memory, plan.policy, beam.routes, plan.rolling_frames, incoming_frames)
         self.work.clean_passes += 1
         evicted = tuple((index, route.value, done.value) for index, route, done in left)
         return replace(beam, memory=memory, evicted=(*beam.evicted, *evicted))
@@ -504,7 +545,7 @@ class ChunkSteps:
         if mode == "none" or beam.depth == 0:
             return beam.memory
         if mode == "flush":
-            return flushed(beam.memory, plan.window_frames, plan.latent_shape[1])
+            return flushed(beam.memory, plan.window_frames, plan.num_latents(self.chunk_index))
         sizes = {"window_frames": plan.window_frames, "sink_frames": plan.sink_frames}
         planned = recache_pass(beam.memory, beam.latents, makes_sinks=mode == "all", **sizes)
         if planned is None:
@@ -512,7 +553,7 @@ class ChunkSteps:
         latents, record = torch.cat(planned.latents, dim=1)[None], ChunkRecord()
         with self.work.timed("recache", plan.device):
             context = self._new_context(planned.past, latents.shape[2], self._prompt).recording(record)
-            self._forward(latents, self.timesteps.new_zeros(()), self._prompt, context)
+            self._forward(latents, self.timesteps.new_zeros(1), self._prompt, context)
             memory = planned.remembered(beam.memory, record)
         self.work.recached_chunks += len(planned.latents)
         return memory
@@ -543,9 +584,10 @@ class ChunkSteps:
         """What the chunk's forwards on a memory read, made once per chunk."""
         if id(memory) not in self._contexts:
             position = CUT_POSITION if self.inputs.script.is_cut(self.chunk_index) else None
+            num_frames = self.plan.num_latents(self.chunk_index)
             self._contexts[id(memory)] = (
                 memory,
-                self._new_context(memory, self.plan.latent_shape[1], prompt, position),
+                self._new_context(memory, num_frames, prompt, position),
             )
         _, context = self._contexts[id(memory)]
         return context if context.prompt is prompt.memory else context.with_prompt(prompt.memory)
@@ -553,21 +595,21 @@ class ChunkSteps:
     def _velocity(
         self,
         latents: torch.Tensor,
-        timestep: torch.Tensor,
+        timesteps: torch.Tensor,
         memory: ChunkMemory,
         prompt: Prompt,
         record: ChunkRecord | None = None,
     ) -> torch.Tensor:
         """The transformer's velocity, (B, C, F, h, w). A `record` takes the keys and values of a clean pass."""
         context = self._context(memory, prompt)
-        return self._forward(latents, timestep, prompt, context if record is None else context.recording(record))
+        return self._forward(latents, timesteps, prompt, context if record is None else context.recording(record))
 
     def _forward(
-        self, latents: torch.Tensor, timestep: torch.Tensor, prompt: Prompt, context: ChunkContext
+        self, latents: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, context: ChunkContext
     ) -> torch.Tensor:
         return self.pipe.transformer(
             hidden_states=latents.to(self.plan.dtype),
-            timestep=timestep.expand(latents.shape[0]),
+            timestep=timesteps,
             encoder_hidden_states=prompt.embeds,
             attention_kwargs=self.plan.request.attention_kwargs,
             context=context,

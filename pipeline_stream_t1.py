@@ -34,9 +34,11 @@ from .models.alignment import align_weights_for
 from .models.components import check_model, check_models_fit
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import ChunkMemory
+from .models.pictures import read_clip, read_picture
 from .models.pixels import stack, to_output
 from .models.prompt import Prompt
 from .models.streaming_decoder import StreamingWanDecoder
+from .models.streaming_encoder import StreamingWanEncoder
 from .models.text import check_encoding, embed_texts
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
 from .rewards.arguments import check_kind, check_rewards, check_sources, chosen_reward, loaded_reward, warn_of_missed
@@ -51,6 +53,7 @@ from .search.beam import Beam, Candidate
 from .search.choice import Choice, most_kept, search_name
 from .search.estimate import RunEstimate, estimate_run
 from .search.geometry import VideoGeometry, check_chunk_multiple, real_number, whole_number
+from .search.given_past import GivenPast
 from .search.memory_sinking import MemoryPolicy
 from .search.noise_propagation import base_seed
 from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineOutput, nothing_left
@@ -65,7 +68,7 @@ from .search.script import PromptScript, check_cuts, check_embeds
 from .search.search_names import parse_search, search_text  # noqa: F401 - brings their texts
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
 from .search.timeline import PromptTimeline  # noqa: F401 - for callers where only the code is loaded
-from .search.trace import ChunkTrace, FinalTrace
+from .search.trace import ChunkTrace, ChunkWork, FinalTrace
 from .search.video_stream import StreamControl, VideoStream
 
 __version__ = "0.2.0"
@@ -101,13 +104,15 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             or Hub id of a converted reward.
         chunk_frames: latent frames that are denoised together.
         window_frames: latent frames of context, the first sink and the current chunk included.
-        sink_frames: latent frames at the beginning of the video that never leave.
+        sink_frames: latent frames at the beginning of the video that never leave; the chunks that hold them stay.
         denoising_steps: 1000 u of every step, before the scheduler's shift.
         fps: of the videos, for rewards that need it.
         default_height, default_width: pixels, when a call names none.
         memory: the policy when a call names none, one of those in `search/memory_sinking.py` or its config; default
             `RewardRoutedSink()`.
         reward_sources: Hub ids of the rewards with which the pipeline was saved. None is loaded by itself.
+        first_chunk_frames: latent frames of a video's first chunk, for models that begin with another one than they
+            go on with: 1, Self-Forcing's independent first frame. Default: `chunk_frames`.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -133,22 +138,27 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         default_width: int = 832,
         memory: MemoryPolicy | dict | None = None,
         reward_sources: dict | None = None,
+        first_chunk_frames: int | None = None,
     ) -> None:
         super().__init__()
         chunk_frames = whole_number("chunk_frames", chunk_frames, least=1)
+        if first_chunk_frames is not None:
+            first_chunk_frames = whole_number("first_chunk_frames", first_chunk_frames, least=1)
+        chunk_lengths = chunk_frames, first_chunk_frames
         if real_number("fps", fps) <= 0:
             raise ValueError(f"`fps` is {fps}; it must be above 0.")
         check_sources(reward_sources, REWARDS)
         scheduler = FewStepFlowMatchScheduler.adopt(scheduler)
         config = {
             "chunk_frames": chunk_frames,
-            "window_frames": check_chunk_multiple("window_frames", window_frames, chunk_frames),
-            "sink_frames": check_chunk_multiple("sink_frames", sink_frames, chunk_frames),
+            "window_frames": check_chunk_multiple("window_frames", window_frames, *chunk_lengths),
+            "sink_frames": check_chunk_multiple("sink_frames", sink_frames, *chunk_lengths),
             "denoising_steps": scheduler.steps_of_config(denoising_steps),
             "fps": real_number("fps", fps),
             "default_height": whole_number("default_height", default_height, least=1),
             "default_width": whole_number("default_width", default_width, least=1),
             "memory": policy_config(memory),
+            "first_chunk_frames": first_chunk_frames,
         }
         components = {
             "tokenizer": tokenizer,
@@ -165,7 +175,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         self.register_to_config(reward_sources=reward_sources)
         self.register_modules(**components)
         self.register_to_config(**config)
-        self.geometry.check_window(sink_frames)
+        self.geometry.check_window(self.geometry.filled_sink_frames(sink_frames))
         check_models_fit(transformer, vae)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -198,7 +208,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     def geometry(self) -> VideoGeometry:
         """Which lengths and sizes this pipeline's models make."""
         configs = (None if model is None else model.config for model in (self.transformer, self.vae))
-        return VideoGeometry.of(self.config.chunk_frames, self.config.window_frames, *configs)
+        lengths = (self.config[f"{name}_frames"] for name in ("chunk", "first_chunk", "window"))
+        return VideoGeometry.of(*lengths, *configs)
 
     @property
     def device(self) -> torch.device:
@@ -258,6 +269,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     def steps(self, request: VideoRequest) -> tuple[ChunkSteps, list[Beam]]:
         """The steps of a video's first chunk and the one empty beam to begin with, for a loop of one's own.
 
+        Given chunks are remembered first: then the steps are those of the first chunk after them.
+
         Returns:
             `ChunkSteps` and beams. `steps.ahead()` gives the next chunk's; a beam's `frames` and `latents` are the
             video so far. The search of the arguments is not called.
@@ -267,6 +280,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         """
         plan, self._interrupt = self._loaded(self._plan(request, of_one="steps")), False
         (search,) = self._searches(plan)
+        while search.chunk_index < plan.num_given_chunks and self._advance(search, is_first=search.chunk_index == 0):
+            pass
         return self._chunk_steps(search), search.beams
 
     def estimate(
@@ -301,9 +316,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         models = {**self.components, **plan.rewards}
         modules = {id(model): name for name, model in reversed(models.items()) if isinstance(model, torch.nn.Module)}
         weights = {name: weight_bytes(models[name]) for name in reversed(modules.values())}
-        costs = ModelCosts(self.transformer, self.vae, plan.latent_shape, num_tokens)
-        first_frames = self.geometry.num_frames(1)
-        return estimate_run(plan, costs, weights, (first_frames, self.geometry.num_frames(2) - first_frames))
+        costs = ModelCosts(self.transformer, self.vae, plan.latent_shape, num_tokens, plan.first_chunk_frames)
+        return estimate_run(plan, costs, weights, self.geometry.pixel_frames)
 
     def _plan(self, request: VideoRequest, of_one: str | None = None) -> SearchPlan:
         """The call, checked in full. Rewards that are only named are not loaded yet.
@@ -316,8 +330,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         """
         policy = request.chosen_policy(self.config.memory)
         check_policy(policy)
-        height = self.config.default_height if request.height is None else request.height
-        width = self.config.default_width if request.width is None else request.width
+        past = self._read_past(request)
+        height, width = self._video_size(request, past)
         self.check_inputs(request, policy, height, width)
         if of_one is not None and request.num_prompts > 1:
             raise ValueError(f"`{of_one}` is for one video of one prompt; there are {request.num_prompts} prompts.")
@@ -329,6 +343,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         levels, device = self.scheduler.schedule(num_steps, sigmas), self._execution_device
         num_chunks, is_endless = getattr(request, "horizon", None), request.num_frames is None
         num_chunks = num_chunks if is_endless else self.geometry.num_chunks(request.num_frames)
+        if past is not None and not is_endless:
+            past.check_rest(num_chunks, self.geometry)
         plan = SearchPlan(
             request=request,
             search=request.chosen_search(any(reward is not None for reward in rewards.values())),
@@ -340,13 +356,16 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             num_chunks=num_chunks,
             size=(height, width),
             latent_shape=self.geometry.chunk_shape(self.transformer.config.in_channels, height, width),
+            first_chunk_frames=self.geometry.first_chunk_frames,
             window_frames=self.config.window_frames,
-            sink_frames=policy_sink_frames(policy, self.config.sink_frames),
+            sink_frames=self._sink_frames(policy),
             levels=(*levels, 0.0),
             timesteps=self.scheduler.timesteps_of(levels, device),
             fps=float(self.config.fps),
             device=device,
             dtype=self.transformer.dtype,
+            past=past,
+            num_given_chunks=0 if past is None else past.num_chunks(self.geometry),
         )
         self._check_rewards(plan)
         if plan.has_pixels:
@@ -356,6 +375,33 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             check_embeds(script, self.transformer.config.text_dim, request.max_sequence_length)
         check_plan(plan)
         return plan
+
+    def _read_past(self, request: VideoRequest) -> GivenPast | None:
+        """What the call gives of the video, found right but not encoded yet.
+
+        Raises:
+            TypeError, ValueError: it cannot be read, is not as the models need it, or there is no VAE to encode it.
+        """
+        name = request.given_name
+        if name is None or self.transformer is None:
+            return None
+        given = getattr(request, name)
+        if name in ("image", "video"):
+            if self.vae is None:
+                raise ValueError(f"`{name}` is to be encoded, and this pipeline has no VAE; give `{name}_latents`.")
+            StreamingWanDecoder(self.vae).check()
+            given = read_picture(name, given) if name == "image" else read_clip(name, given, float(self.config.fps))
+        return GivenPast.of(name, given, request.resize, self.geometry, self.transformer.config.in_channels)
+
+    def _video_size(self, request: VideoRequest, past: GivenPast | None) -> tuple[int, int]:
+        defaults, asked = (self.config.default_height, self.config.default_width), (request.height, request.width)
+        if past is not None:
+            return past.size(*asked, defaults, request.resize, self.geometry)
+        return tuple(default if own is None else own for own, default in zip(asked, defaults, strict=True))
+
+    def _sink_frames(self, policy: MemoryPolicy) -> int:
+        """Latent frames of the first chunks, which the policy keeps for ever."""
+        return self.geometry.filled_sink_frames(policy_sink_frames(policy, self.config.sink_frames))
 
     def _check_script(self, plan: SearchPlan, script: PromptScript) -> None:
         """Checks the prompts of one video against the models and rewards of a run."""
@@ -394,15 +440,29 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         if plan.device.type == "cpu":
             align_weights_for(plan, (self.text_encoder, self.transformer, self.vae), own=self._own_models)
         scripts = self._encoded(plan)
-        given = zip(request.prompts(), request.reward_prompts(), scripts, request.generators(), strict=True)
+        past, work = self._given_latents(plan)
+        of_prompts = zip(request.prompts(), request.reward_prompts(), scripts, request.generators(), strict=True)
         searches = []
-        for row, (prompt, reward_prompt, script, generator) in enumerate(given):
+        for row, (prompt, reward_prompt, script, generator) in enumerate(of_prompts):
             seeds = tuple(base_seed(generator, request.candidate_seeds) for _ in range(plan.num_lineages))
             noise = None if request.latents is None else request.latents[row]
-            inputs = PromptPlan(plan, seeds, prompt, reward_prompt, script, noise)
+            inputs = PromptPlan(plan, seeds, prompt, reward_prompt, script, noise, past)
             first = Prompt(script.embeds(0))
             searches.append(PromptSearch(inputs, first, inputs.new_trace(__version__), [Beam(ChunkMemory())]))
+        searches[0].work = work
         return searches
+
+    def _given_latents(self, plan: SearchPlan) -> tuple[torch.Tensor | None, ChunkWork]:
+        """The latents (C, F, h, w) with which the videos begin, if any are given, and the work of encoding them."""
+        past, work = plan.past, ChunkWork()
+        if past is None or past.latents is not None:
+            return None if past is None else past.latents[0].detach().to("cpu", torch.float32), work
+        with work.timed("encode", plan.device):
+            latents = StreamingWanEncoder(self.vae).encode(past.frames, plan.size)
+        if not bool(torch.isfinite(latents).all()):
+            raise ValueError(f"The VAE makes latents of `{past.name}` that are not finite; it may need another dtype.")
+        work.latents_encoded = past.num_latents
+        return latents, work
 
     def _encoded(self, plan: SearchPlan) -> list[PromptScript]:
         """The plan's scripts with their embeddings, on the models' device.
@@ -483,8 +543,9 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         return search
 
     def _chunk_steps(self, search: PromptSearch) -> ChunkSteps:
+        work, search.work = search.work, None
         again = {"attempts": search.attempts_before, "most_back": search.most_back}
-        return ChunkSteps(self, search.inputs, search.prompt, search.chunk_index, **again)
+        return ChunkSteps(self, search.inputs, search.prompt, search.chunk_index, work=work, **again)
 
     def _advance(self, search: PromptSearch, *, is_first: bool) -> bool:
         """Makes a chunk, the call's first or a later one, or goes back. False when interrupted before it was done."""
@@ -518,11 +579,24 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         return True
 
     def _choose(self, search: PromptSearch, steps: ChunkSteps) -> Choice:
-        """What the search keeps, then `max_lag` and the callback. Kept candidates have pixels if anybody looks.
+        """What the search keeps, or the given chunk. Kept candidates have pixels if anybody looks.
 
         Raises:
             ValueError, TypeError: the search or the callback gives no possible choice.
         """
+        beams = search.beams
+        if steps.is_given:
+            made = Choice(steps.score(beams, steps.given(beams)), [0]).without_lost()
+        else:
+            made = self._searched(search, steps)
+        if search.plan.has_pixels:
+            kept = [made.candidates[index] for index in dict.fromkeys(made.kept)]
+            decoded = dict(zip(dict.fromkeys(made.kept), steps.decode(beams, kept), strict=True))
+            made = replace(made, candidates=[decoded.get(row, c) for row, c in enumerate(made.candidates)])
+        return made.without_lost()
+
+    def _searched(self, search: PromptSearch, steps: ChunkSteps) -> Choice:
+        """What the search keeps, then `max_lag` and the callback."""
         plan, beams, request = search.plan, search.beams, search.plan.request
         at_most = most_kept(plan.search)  # before foreign code has run
         made = check_choice(
@@ -542,11 +616,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             state = {"candidates": list(made.candidates), "kept": list(made.kept)}
             answer = request.callback_on_chunk_end(self, search.chunk_index, state)
             made = search.agreeing(kept_by_callback(answer, made, at_most))
-        if plan.has_pixels:
-            kept = [made.candidates[index] for index in dict.fromkeys(made.kept)]
-            decoded = dict(zip(dict.fromkeys(made.kept), steps.decode(beams, kept), strict=True))
-            made = replace(made, candidates=[decoded.get(row, c) for row, c in enumerate(made.candidates)])
-        return made.without_lost()
+        return made
 
     def _watched(
         self, search: PromptSearch, steps: ChunkSteps, survivors: list[Candidate]
@@ -631,7 +701,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         given = {"height": request.height, "width": request.width}
         names = (name if value is not None else f"default_{name}" for name, value in given.items())
         geometry.check_size(height, width, tuple(names))
-        geometry.check_window(policy_sink_frames(memory, self.config.sink_frames))
+        geometry.check_window(self._sink_frames(memory), averages=getattr(memory, "averages", False))
         if num_frames is not None or not isinstance(request, StreamRequest):
             geometry.check_num_frames(num_frames)
         if policy_positions(memory) == "absolute":

@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"12 k - 3; default: the timeline's, or {request['num_frames']}, at 16 a second",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--image", type=Path, help="a picture with which the video begins, RGB")
+    given.add_argument("--video", type=Path, help="a video that is continued; its frames count in --num-frames")
+    parser.add_argument(
+        "--resize", choices=["crop"], help="scales IMAGE or VIDEO to the model's size, cuts what is over"
+    )
     parser.add_argument(
         "--search",
         metavar="NAME",
@@ -90,7 +96,7 @@ def generate(arguments: argparse.Namespace) -> None:
             check_place(path, **options)
         except OSError as error:
             raise ValueError(f"`--output`: {error}") from error
-    search, prompt = chosen_search(arguments), chosen_prompt(arguments)
+    search, prompt, past = chosen_search(arguments), chosen_prompt(arguments), given_past(arguments)
     import torch
 
     pipe = load_demo(prompt) if arguments.model is None else load_model(arguments.model)
@@ -113,6 +119,7 @@ def generate(arguments: argparse.Namespace) -> None:
         recache=arguments.recache,
         generator=torch.Generator().manual_seed(arguments.seed),
         **search,
+        **past,
     )
     seconds = time.perf_counter() - begin
     frames, trace = (output.frames[0] * 255).round().astype("uint8"), output.trace
@@ -164,6 +171,21 @@ def chosen_search(arguments: argparse.Namespace) -> dict[str, object]:
     )  # a call knows its own defaults, which depend on the rewards
 
 
+def given_past(arguments: argparse.Namespace) -> dict[str, object]:
+    """What the call is told of the picture or the video with which the new one begins.
+
+    Raises:
+        ValueError: there is no such file, or nothing to resize.
+    """
+    given = {name: getattr(arguments, name) for name in ("image", "video") if getattr(arguments, name) is not None}
+    for name, path in given.items():
+        if not path.is_file():
+            raise ValueError(f"`--{name}` is {path}; there is no such file.")
+    if arguments.resize is not None and not given:
+        raise ValueError(f"`--resize` is {arguments.resize}, and there is no `--image` or `--video` to resize.")
+    return given if arguments.resize is None else {**given, "resize": arguments.resize}
+
+
 def check_nothing_to_choose(request: VideoRequest) -> None:
     """
     Raises:
@@ -179,10 +201,11 @@ def check_nothing_to_choose(request: VideoRequest) -> None:
 
 def decision(pipe: "StreamT1Pipeline", trace: "SearchTrace") -> str:  # noqa: F821 - loaded on use
     """What decided about the video: which rewards, among how many candidates."""
-    tried = sum(len(record.candidates) for record in trace.records)
+    num_given = trace.config["num_given_chunks"]
+    tried = sum(len(record.candidates) for record in trace.records) - num_given
     rewards = {name: getattr(pipe, name) for name in ("image_reward", "video_reward")}
     named = " and ".join(f"{name} {type(each).__name__}" for name, each in rewards.items() if each is not None)
-    if tried == len(trace.chunks):
+    if tried == len(trace.chunks) - num_given:
         return f"a plain sample, {f'scored by {named}' if named else 'with no reward to choose by'}"
     return f"the best of {tried} candidates by {named}"
 

@@ -36,7 +36,15 @@ class CachedChunk:
         """`decay * self + (1 - decay) * evicted` at this chunk's own position, in float32.
 
         In bfloat16 a decay of 0.999 would be lost: 0.999 * x rounds to x.
+
+        Raises:
+            ValueError: the two are of different lengths.
         """
+        if evicted.num_frames != self.num_frames:
+            raise ValueError(
+                f"A chunk of {evicted.num_frames} latent frames cannot be averaged into a sink of {self.num_frames}. "
+                "Choose `sink_frames` so that the last sink is a later chunk than the first."
+            )
         key = torch.lerp(evicted.key.float(), self.key.float(), decay)
         value = torch.lerp(evicted.value.float(), self.value.float(), decay)
         return replace(self, key=key, value=value)

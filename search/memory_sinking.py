@@ -87,6 +87,8 @@ class StaticSink(MemoryPolicy):
 class _AveragingPolicy(MemoryPolicy):
     """What averages into sinks needs one to begin with, and a decay."""
 
+    averages = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._keep("ema_decay", geometry.real_number("ema_decay", self.ema_decay))

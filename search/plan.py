@@ -8,6 +8,7 @@ import torch
 from . import (
     beam_search,
     choice,
+    given_past,
     memory_sinking,
     recorded,
     request,
@@ -33,7 +34,8 @@ class SearchPlan:
     monitors: dict[str, Callable]  # rewards that are recorded and never searched by
     num_chunks: int  # N of unit 2; of an endless stream its horizon
     size: tuple[int, int]  # pixels, height and width
-    latent_shape: tuple[int, int, int, int]  # one chunk's C, F, h, w
+    latent_shape: tuple[int, int, int, int]  # one chunk's C, F, h, w, but for the first
+    first_chunk_frames: int  # latent frames of the first
     window_frames: int  # latent frames of context, the first sinks and the current chunk included
     sink_frames: int  # first latent frames that are sinks: the policy's say
     levels: tuple[float, ...]  # sigma of every step, after the shift, then 0
@@ -41,6 +43,8 @@ class SearchPlan:
     fps: float
     device: torch.device  # where the models run; looked up once, the pipeline walks all its modules for it
     dtype: torch.dtype  # of the latents that the transformer is fed
+    past: "given_past.GivenPast | None" = None  # with what the videos begin
+    num_given_chunks: int = 0  # first chunks that are given whole
 
     @property
     def is_endless(self) -> bool:
@@ -86,6 +90,28 @@ class SearchPlan:
         """Base seeds that each prompt's search draws."""
         return getattr(self.search, "num_lineages", 1)
 
+    @property
+    def is_clamped(self) -> bool:
+        """Whether the first latent frame is given, and made to be what it is."""
+        return self.past is not None and self.num_given_chunks == 0
+
+    def first_frame(self, chunk_index: int) -> int:
+        """Latent frames before a chunk."""
+        return self.first_chunk_frames + (chunk_index - 1) * self.latent_shape[1] if chunk_index else 0
+
+    def num_latents(self, chunk_index: int) -> int:
+        """Latent frames of a chunk."""
+        return self.latent_shape[1] if chunk_index else self.first_chunk_frames
+
+    def chunk_shape(self, chunk_index: int) -> tuple[int, int, int, int]:
+        """A chunk's C, F, h, w."""
+        num_channels, _, *size = self.latent_shape
+        return num_channels, self.num_latents(chunk_index), *size
+
+    def chunk_frames(self, chunk_index: int) -> slice:
+        """A chunk's latent frames in the video."""
+        return slice(self.first_frame(chunk_index), self.first_frame(chunk_index + 1))
+
     def is_last(self, chunk_index: int) -> bool:
         return not self.is_endless and chunk_index == self.num_chunks - 1
 
@@ -114,6 +140,7 @@ class SearchPlan:
             "num_frames": self.request.num_frames,
             "num_chunks": self.num_chunks,
             "chunk_frames": self.latent_shape[1],
+            "first_chunk_frames": self.first_chunk_frames,
             "window_frames": self.window_frames,
             "sink_frames": self.sink_frames,
             "levels": list(self.levels[:-1]),
@@ -121,6 +148,8 @@ class SearchPlan:
             "num_beams": choice.most_ended(self.search),
             "num_candidates": None if beams is None else beams.num_candidates,
             **self.request.as_config(),
+            "given": None if self.past is None else self.past.name,
+            "num_given_chunks": self.num_given_chunks,
             "recache": self.recache,
             "memory": {"policy": memory.pop("name"), **memory},
         }
@@ -136,6 +165,7 @@ class PromptPlan:
     reward_prompt: "str | timeline.PromptTimeline | None"  # likewise; None where rewards read empty texts
     script: "script.PromptScript"  # the prompts by chunk, with what a running stream changed
     noise: torch.Tensor | None  # (C, F, h, w) of the whole video, if the caller gave it
+    given: torch.Tensor | None = None  # (C, F, h, w) clean latents with which the video begins, if it is given some
 
     def reward_words(self, chunk_index: int) -> str:
         """What rewards read at a chunk."""
@@ -161,8 +191,8 @@ def check_plan(plan: SearchPlan) -> None:
     if latents is None:
         return
     request_checks.check_float_tensor("latents", latents)
-    num_channels, num_frames, *size = plan.latent_shape
-    wanted = (plan.request.num_prompts, num_channels, plan.num_chunks * num_frames, *size)
+    num_channels, _, *size = plan.latent_shape
+    wanted = (plan.request.num_prompts, num_channels, plan.first_frame(plan.num_chunks), *size)
     if tuple(latents.shape) != wanted:
         raise ValueError(f"`latents` has shape {tuple(latents.shape)}; the noise of this call has {wanted}.")
     request_checks.check_finite("latents", latents)

@@ -32,6 +32,7 @@ class PromptSearch:
     beams: "list[beam.Beam]"  # best first
     older: tuple[tuple["list[beam.Beam]", object], ...] = ()  # beams and prompt of the chunks to which it may go back
     attempts: dict[int, Attempts] = field(default_factory=dict)  # by chunk, of those that were given up
+    work: "trace.ChunkWork | None" = None  # done for its next chunk before the chunk was begun
 
     @property
     def plan(self) -> "plan.SearchPlan":
@@ -78,7 +79,8 @@ class PromptSearch:
         Args:
             num_before: so many are known to be settled.
         """
-        num_shared, last = num_before, self.chunk_index - self.plan.depth
+        num_given = min(self.plan.num_given_chunks, self.chunk_index)
+        num_shared, last = num_before, max(self.chunk_index - self.plan.depth, num_given)
         while num_shared < last and len({id(beam.latents[num_shared]) for beam in self.beams}) == 1:
             num_shared += 1
         return num_shared
@@ -136,8 +138,11 @@ class PromptSearch:
             self.older = self.older[: -made.back]
 
     def keep_for_going_back(self) -> None:
-        """Keeps the beams of the chunk that is being made, with their decoder states, as long as it may come again."""
-        if self.plan.depth > 0:
+        """Keeps the beams of the chunk that is being made, with their decoder states, as long as it may come again.
+
+        A given chunk never does.
+        """
+        if self.plan.depth > 0 and self.chunk_index >= self.plan.num_given_chunks:
             self.older = (*self.older, (self.beams, self.prompt))[-self.plan.depth :]
 
     def release_decoder_states(self) -> None:

@@ -10,6 +10,7 @@ from . import (
     beam_search,
     choice,
     geometry,
+    given_past,
     memory_sinking,
     noise_propagation,
     policy_config,
@@ -22,6 +23,7 @@ CHOICES = {
     "score_normalization": (None, "zscore", "rank"),
     "candidate_seeds": tuple(noise_propagation.SEED_MODES),
     "final_selection": ("video_reward", "score"),
+    "resize": given_past.RESIZES,
     "recache": (None, *memory_sinking.RECACHE_MODES),
 }
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
@@ -34,7 +36,8 @@ class VideoRequest:
     Args:
         prompt: what to show, one text or a `PromptTimeline`; a list makes a video of each, one after the other.
         height, width: pixels; multiples of the VAE's factor times the transformer's patch. Default: the model's own.
-        num_frames: pixel frames, `4 * (latent frames - 1) + 1` with latent frames a multiple of `chunk_frames`.
+        num_frames: pixel frames, `4 * (latent frames - 1) + 1` with latent frames a multiple of `chunk_frames`, those
+            included that are given.
         num_inference_steps: steps per chunk, evenly spaced before the shift. Default: the model's own steps.
         sigmas: u of every step, before the shift as everywhere in diffusers, instead of a number of steps.
         num_videos_per_prompt: how many of the last beams to return, at most as many as the search keeps.
@@ -80,6 +83,16 @@ class VideoRequest:
         recache: what is remembered of the past when the prompt changes: "window" makes the window's keys and values
             again under the new prompt, "all" those of the sinks too, "none" nothing; "flush" keeps the sinks and the
             newest frames alone. Default: the memory policy's own.
+        image: the video's first picture, for all prompts: PIL image (RGB), array (H, W, 3), tensor (3, H, W), uint8 or
+            floats in [0, 1], or the path of a picture. Where a first chunk is of one latent frame, it is that chunk;
+            else the first latent frame of chunk 0 is held to it.
+        image_latents: (1, C, 1, h, w), instead of `image`, in the model's space.
+        video: the video's first chunks, for all prompts: a list of PIL images, array (F, H, W, 3), tensor
+            (F, 3, H, W), or the path of a video file of the model's frame rate; F is a length that a video can have.
+            They are remembered as if they had been made, scored but not chosen, and the search goes on from there.
+        video_latents: (1, C, F, h, w), instead of `video`, in the model's space; whole chunks.
+        resize: "crop" scales `image` or `video` until it covers the video's size, and cuts out the middle. Default:
+            another size is refused, and the video's is that of what is given.
     """
 
     prompt: "str | timeline.PromptTimeline | list[str | timeline.PromptTimeline] | None" = None
@@ -118,6 +131,11 @@ class VideoRequest:
     trace_thumbnails: bool = False
     transition: int = 0
     recache: str | None = None
+    image: object | None = None
+    image_latents: torch.Tensor | None = None
+    video: object | None = None
+    video_latents: torch.Tensor | None = None
+    resize: str | None = None
 
     def __post_init__(self) -> None:
         """
@@ -148,6 +166,7 @@ class VideoRequest:
                 raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
         if not isinstance(self.output_type, str) or self.output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {self.output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
+        self._check_given()
         for name in request_checks.CALLBACKS:
             request_checks.check_callback(name, getattr(self, name))
         if self.attention_kwargs is not None:
@@ -162,6 +181,20 @@ class VideoRequest:
 
     def _keep(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    @property
+    def given_name(self) -> str | None:
+        """The argument that gives a past, if one does."""
+        names = (*given_past.PIXELS, *given_past.LATENTS)
+        return next((name for name in names if getattr(self, name) is not None), None)
+
+    def _check_given(self) -> None:
+        names = (*given_past.PIXELS, *given_past.LATENTS)
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"Got both `{given[0]}` and `{given[1]}`; a video begins with one of them.")
+        if self.resize is not None and self.given_name not in given_past.PIXELS:
+            raise ValueError(f"`resize` is {self.resize!r}, and there is no `image` or `video` to resize.")
 
     def _check_search(self) -> None:
         choice.check_search(self.search)

@@ -14,7 +14,7 @@ import torch
 
 from . import beam, files
 
-STAGES = ("denoise", "clean_pass", "recache", "decode", "reward", "monitor")
+STAGES = ("encode", "denoise", "clean_pass", "recache", "decode", "reward", "monitor")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -35,7 +35,7 @@ class CandidateTrace:
     thumbnail: str | None = None  # a small picture out of the chunk, as a data URL; None unless it was asked for
     kept_as: list[int] = field(default_factory=list)  # which of the next beams it became; before version 0.2 not told
     step: int | None = None  # denoising steps done; its scores are of the prediction after them
-    own: list[str] = field(default_factory=list)  # what the search put instead of the drawn: "noise", "memory"
+    own: list[str] = field(default_factory=list)  # put instead of the drawn: "noise", "memory"; "given": a given chunk
     partial_scores: list[list[float]] = field(default_factory=list)  # [step, score] of predictions before this one
     round: int = 0  # of a search that has several at a chunk
     generation: int = 0  # of a search that has children
@@ -68,6 +68,7 @@ class ChunkWork:
     clean_passes: int = 0  # transformer chunk forwards that commit kept candidates to memory
     recached_chunks: int = 0  # transformer chunk forwards that remember the past under a new prompt
     latents_decoded: int = 0  # latent frames through the VAE decoder
+    latents_encoded: int = 0  # latent frames that the VAE encoder made of a given past
     frames_scored: int = 0  # frames that rewards read
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 

@@ -57,6 +57,9 @@ RUNS = {
         "monitor",
         {"monitors": {"first": first_number}, "memory": SlidingWindow(), "num_frames": 57, **MANY_BEAMS, **NO_REWARDS},
     ),
+    "a given video": ("reward", {"video": torch.zeros(21, 3, 16, 16), "memory": APPENDS, **TWO_STEPS}),
+    "given latents": ("reward", {"video_latents": torch.zeros(1, 4, 3, 2, 2), "memory": APPENDS, **TWO_STEPS}),
+    "an image": ("reward", {"image": torch.zeros(3, 16, 16), "memory": APPENDS, **TWO_STEPS}),
     "whole videos": (
         "final selection",
         {"memory": SlidingWindow(), "reward_window": 1, "num_frames": 81} | MANY_BEAMS,
@@ -103,6 +106,18 @@ def toy():
     return pipe, sizes
 
 
+@pytest.fixture(scope="module")
+def short_beginning(toy):
+    """The same with a first chunk of one frame."""
+    pipe, sizes = toy
+    models, rewards = (pipe.transformer, pipe.vae), (pipe.image_reward, pipe.video_reward)
+    pipe = StreamT1Pipeline(
+        None, None, *models, FewStepFlowMatchScheduler(), *rewards, window_frames=9, first_chunk_frames=1
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, {**sizes, "num_frames": 49}
+
+
 @pytest.fixture(scope="module", params=RUNS.values(), ids=RUNS)
 def run(toy, request):
     """A call, its estimate, and the stage that should need the most bytes."""
@@ -121,6 +136,18 @@ def test_the_work_is_what_the_run_counts_and_the_operations_are_those_that_torch
     done = {name: sum(getattr(chunk.work, name) for chunk in trace.chunks) for name in COUNTERS}
     assert {name: getattr(estimate, name) for name in COUNTERS} == done
     assert estimate.num_chunks == len(trace.chunks)
+    assert estimate.total_flops == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("past", [{}, {"image": torch.zeros(3, 16, 16)}, {"video": torch.zeros(13, 3, 16, 16)}])
+def test_the_work_and_operations_are_exact_where_the_first_chunk_is_another(short_beginning, past):
+    pipe, sizes = short_beginning
+    arguments = {**sizes, **past, "memory": APPENDS, **TWO_STEPS}
+    estimate = pipe.estimate(**arguments)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        trace = pipe(**arguments).trace
+    done = {name: sum(getattr(chunk.work, name) for chunk in trace.chunks) for name in COUNTERS}
+    assert {name: getattr(estimate, name) for name in COUNTERS} == done
     assert estimate.total_flops == counter.get_total_flops()
 
 

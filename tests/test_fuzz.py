@@ -135,6 +135,11 @@ CALL = {
     "trace_thumbnails": [False, True],
     "prompt_embeds": [None, DENSE, DENSE.double(), DENSE.half()],
     "latents": [None],
+    "image": [None, torch.zeros(3, 16, 16), np.zeros((16, 48, 3), dtype=np.uint8)],
+    "image_latents": [None, torch.zeros(1, 4, 1, 2, 2)],
+    "video": [None, torch.zeros(9, 3, 16, 16), np.ones((1, 9, 20, 30, 3))],
+    "video_latents": [None, torch.zeros(1, 4, 3, 2, 2)],
+    "resize": [None, "crop"],
 }
 CONSTRUCTOR = {
     "tokenizer": [None],
@@ -145,6 +150,7 @@ CONSTRUCTOR = {
     "image_reward": [None, brightness, ExposureReward()],
     "video_reward": [None, contrast],
     "chunk_frames": [3, np.int64(3)],
+    "first_chunk_frames": [None, 1, np.int64(3)],
     "window_frames": [12, 9, np.int64(6)],
     "sink_frames": [3, 0, np.int8(3)],
     "denoising_steps": [(1000, 500), [1000.0], np.array([900, 1])],
@@ -285,7 +291,8 @@ def test_a_call_makes_a_right_video_or_names_an_argument_before_any_work(fuzzed)
     for seed, generator in trials(220):
         odd = generator.choice([0, 1, 1, 1, 2])
         arguments, odd_names = drawn(CALL, generator, odd=odd, usual=generator.randint(0, 8))
-        arguments = {"num_frames": 9, **arguments}
+        is_given = any(arguments.get(name) is not None for name in ("video", "video_latents"))
+        arguments = {"num_frames": 21 if is_given else 9, **arguments}
         if "prompt_embeds" not in arguments:
             arguments.setdefault("prompt", "a cat")
         if any(is_hub_name(arguments.get(name)) for name in ("image_reward", "video_reward")):
@@ -314,7 +321,7 @@ def check_result(pipe, way: str, arguments: dict, result) -> None:
         assert result.forwards > 0 and result.peak_bytes > 0
     elif way == "steps":
         steps, beams = result
-        assert steps.chunk_index == 0 and len(beams) == 1 and beams[0].depth == 0
+        assert steps.chunk_index == steps.plan.num_given_chunks == beams[0].depth and len(beams) == 1
     elif way == "stream":
         chunks = list(result)
         assert [chunk.index for chunk in chunks] == list(range(len(chunks))) and chunks[-1].trace.final is not None
@@ -329,7 +336,7 @@ def watched(pipe, arguments: dict) -> tuple:
     generators = generators if isinstance(generators, list) else [generators]
     states = [g.get_state().numpy().tobytes() for g in generators if isinstance(g, torch.Generator)]
     counts = []
-    for model in (pipe.transformer, pipe.vae.decoder, pipe.text_encoder):
+    for model in (pipe.transformer, pipe.vae.encoder, pipe.vae.decoder, pipe.text_encoder):
         if not hasattr(model, "num_forwards"):
             model.num_forwards = 0
             model.register_forward_pre_hook(lambda module, _: setattr(module, "num_forwards", module.num_forwards + 1))

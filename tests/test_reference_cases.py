@@ -15,6 +15,7 @@ from stream_t1.search import EMASink, RewardRoutedSink, SlidingWindow, StaticSin
 
 TOLERANCE = 1e-4
 CLOSE = 3e-5  # 3e-6 is reached; the smallest error of a wrong rule was 3e-4
+POLICIES = {policy.__name__: policy for policy in (SlidingWindow, StaticSink)}
 
 
 class Scripted:
@@ -128,6 +129,32 @@ def test_memory_policy_of_the_forerunner_is_reproduced(reference_pipeline, name,
     case = Case(f"policies/{name}")
     output = run(reference_pipeline(case.config), case, memory)
     assert relative_error(output.frames, case.latents) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "causal_forcing_framewise_i2v",
+        "longlive2_i2v_clamp",
+        "longlive_continuation",
+        "self_forcing_continuation",
+        "self_forcing_i2v",
+        "self_forcing_independent_first_frame",
+    ],
+)
+def test_a_given_past_and_a_first_frame_of_its_own_are_those_of_the_systems_code(reference_pipeline, name):
+    case = Case(f"time/{name}")
+    given = case.tensors.get("prefix_latents", case.tensors.get("first_latent"))
+    past = {}
+    if given is not None:
+        past = {"image_latents" if given.shape[1] == 1 else "video_latents": given.transpose(1, 2)}
+    policy = POLICIES[case.config["policy"]](positions=case.config["positions"])
+    frames = run(reference_pipeline(case.config), case, policy, **past).frames
+    first, later = case.config.get("first_chunk_frames") or case.config["chunk_frames"], case.config["chunk_frames"]
+    lengths = [first] + [later] * ((case.config["num_latent_frames"] - first) // later)
+    chunks = zip(frames.split(lengths, dim=2), case.latents.split(lengths, dim=2), strict=True)
+    assert max(relative_error(chunk, expected) for chunk, expected in chunks) < CLOSE
+    assert given is None or torch.equal(frames[:, :, : given.shape[1]], given.transpose(1, 2))
 
 
 @pytest.fixture(scope="module")
