@@ -27,7 +27,7 @@ SEARCH_SETTINGS: tuple[str | Mapping[int, str], ...] = (
     "best-of-n",
     {8: "beam:budget=2x4/1x1", 16: "beam:budget=2x8/2x1", 32: "beam:budget=2x14/2x3"},
     "beam:prune_every=2",
-    {budget: f"early-pruning:keep={budget // 8},after_step=2" for budget in BUDGETS},
+    {budget: f"early-pruning:keep={max(budget // 16, 1)},after_step=3" for budget in BUDGETS},
     {
         8: "early-stop:inner=beam(num_beams=1,num_candidates=1),patience=2,max_rounds=2",
         16: "early-stop:inner=beam(num_beams=1,num_candidates=2),margin=0.02,patience=2,max_rounds=4",

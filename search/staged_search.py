@@ -109,7 +109,7 @@ def _listed(value: object) -> Sequence[object]:
 def _rule(name: str, value: object) -> str:
     if not isinstance(value, str) or value not in KEEP:
         raise ValueError(f"`{name}` of StagedSearch is {value!r}; it must be one of {', '.join(map(repr, KEEP))}.")
-    return value
+    return str(value)
 
 
 def _reward(name: str, value: object) -> Callable | bool | None:
@@ -124,4 +124,4 @@ def _reward(name: str, value: object) -> Callable | bool | None:
 def _words(name: str, value: object) -> str | None:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"`{name}` of StagedSearch is a {type(value).__name__}; it must be a text, or None.")
-    return value
+    return None if value is None else str(value)
