@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='instead of PROMPT, prompts that change: "a red circle [3s] | a blue circle [2s]", or a file with '
         '{"prompts": {"0": "a red circle", "45": "a blue circle"}} by frame',
     )
-    parser.add_argument("--transition", type=int, default=0, help="chunks over which a changed prompt is mixed in")
+    parser.add_argument("--transition", type=int, help="chunks over which a changed prompt is mixed in")
     parser.add_argument("--recache", choices=RECACHE_MODES, help="what becomes of the past when the prompt changes")
     parser.add_argument("--model", help="folder or Hub id that StreamT1Pipeline loads; default: the demo")
     parser.add_argument("--image-reward", help="folder or Hub id of a converted reward; the demo has its own")
@@ -115,8 +115,7 @@ def generate(arguments: argparse.Namespace) -> None:
     output = pipe(
         prompt,
         num_frames=num_frames,
-        transition=arguments.transition,
-        recache=arguments.recache,
+        **{name: given for name in ("transition", "recache") if (given := getattr(arguments, name)) is not None},
         generator=torch.Generator().manual_seed(arguments.seed),
         **search,
         **past,

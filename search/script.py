@@ -112,9 +112,10 @@ class PromptScript:
         script = replace(self, changes=_with(self.changes, change))
         if reward_words is None:
             return script
-        own = [replace(each, transition=1) for each in self.changes] if self.reward_changes is None else None
-        words = PromptChange(change.chunk_index, reward_words)
-        return replace(script, reward_changes=_with(own or self.reward_changes, words))
+        read = self.reward_changes
+        if read is None:
+            read = tuple(PromptChange(each.chunk_index, each.words) for each in self.changes)
+        return replace(script, reward_changes=_with(read, PromptChange(change.chunk_index, reward_words)))
 
     def forget(self, chunk_index: int) -> "PromptScript":
         """The script without what neither this chunk nor a later one needs."""
