@@ -4,10 +4,12 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from . import beam, beam_search, choice, geometry, noise_propagation, reward_pruning
 
 KEEP = ("best", "median", "bound")
+Rule = Literal["best", "median", "bound"]
 # What a stage may have instead of the call's, and under which names `steps.score` takes it.
 OWN = {"image_reward": "image_reward", "video_reward": "video_reward", "reward_prompt": "prompt"}
 
@@ -36,7 +38,7 @@ class StagedSearch:
     """
 
     budget: "beam_search.Budget" = ((2, 2),)
-    keep: str | Sequence[str] = "best"
+    keep: Rule | Sequence[Rule] = "best"
     bound: float | Sequence[float] = -math.inf
     image_reward: Callable | bool | None | Sequence[Callable | bool | None] = None
     video_reward: Callable | bool | None | Sequence[Callable | bool | None] = None
