@@ -190,7 +190,8 @@ def check_embeds(script: PromptScript, text_dim: int, num_tokens: int) -> None:
     lengths = []
     for change in script.changes:
         if change.embeds is not None:
-            request_checks.check_prompt_embeds(change.embeds, text_dim, num_prompts=1)
+            of = f" of `prompt`, from chunk {change.chunk_index} on,"
+            request_checks.check_prompt_embeds(change.embeds, text_dim, num_prompts=1, of=of)
         lengths.append(num_tokens if change.embeds is None else change.embeds.shape[1])
         if change.transition > 1 and change.chunk_index > 0 and lengths[-1] != lengths[-2]:
             raise ValueError(

@@ -35,7 +35,7 @@ CASES = {
     "timeline of other embeddings": (
         {"prompt": PromptTimeline({0: torch.zeros(1, 6, 9)})},
         ValueError,
-        r"`prompt_embeds` has shape \(1, 6, 9\); it must be \(1, tokens, 8\)",
+        r"`prompt_embeds` of `prompt`, from chunk 0 on, has shape \(1, 6, 9\); it must be \(1, tokens, 8\)",
     ),
     "prompts of two lengths": (
         {"prompt": PromptTimeline({0: "a", 21: torch.zeros(1, 6, 8)}), "transition": 2},
