@@ -10,6 +10,7 @@ _EXPORTS = {
     "StreamT1PipelineOutput": "search.outputs",
     "StreamChunk": "search.outputs",
     "NoCandidateLeftError": "search.outputs",
+    "PromptTimeline": "search.timeline",
     "CausalWanTransformer3DModel": "models.transformer_causal_wan",
     "StreamingWanDecoder": "models.streaming_decoder",
     "FewStepFlowMatchScheduler": "schedulers.few_step_flow_match",

@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     if is_implied:
         argv.insert(0, "generate")
     parser = build_parser(argv[0] if argv else "")
-    if is_implied and not _has_blank(prompt := parser.parse_args(argv).prompt):
+    prompt = parser.parse_args(argv).prompt if is_implied else None
+    if prompt is not None and not _has_blank(prompt):
         return _refuse(prompt)
     return run_command(parser, argv)
 

@@ -23,6 +23,7 @@ import torch
 from .models.memory import ChunkContext, ChunkMemory, ChunkRecord
 from .models.pixels import thumbnail, to_uint8
 from .models.prompt import ChunkPrompts, Prompt
+from .models.recaching import flushed, recache_pass
 from .models.streaming_decoder import StreamingWanDecoder
 from .rewards.arguments import chosen_reward
 from .rewards.scoring import RewardScore, score_clips
@@ -30,14 +31,15 @@ from .schedulers.few_step_flow_match import MAX_STEPS
 from .search.answers import answer_of
 from .search.beam import RELEASED, Beam, Candidate, check_place, lose, newest, parted, set_aside
 from .search.geometry import whole_number
-from .search.memory_sinking import decided_route, make_room
+from .search.memory_sinking import Route, decided_route, make_room
 from .search.noise_propagation import SEED_MODES, candidate_generator, draw_noise, propagate_noise, search_seed
 from .search.plan import PromptPlan
-from .search.policy_config import policy_positions
+from .search.policy_config import policy_positions, policy_recache
 from .search.prompt_search import Attempts
 from .search.request_checks import check_float_tensor, check_prompt_embeds
 from .search.reward_pruning import fused_score, normalize_scores
 from .search.running import SearchInterrupted
+from .search.timeline import CUT_POSITION
 from .search.trace import ChunkWork
 
 
@@ -47,7 +49,7 @@ class ChunkSteps:
     Args:
         pipe: whose models are used.
         inputs: what the chunks of this video have in common.
-        prompt: as the transformer reads it.
+        prompt: as the chunk before read it; here, `inputs.script` may say another.
         chunk_index: of the video, from 0.
         levels: noise levels of the steps, after the shift, then 0. Default: those of the plan.
         work: to which this chunk's is added. Default: none so far.
@@ -72,7 +74,11 @@ class ChunkSteps:
         if levels is not None:
             self.levels, self.timesteps = levels, pipe.scheduler.timesteps_of(levels[:-1], self.plan.device)
         self.work = ChunkWork() if work is None else work
-        self._prompts = ChunkPrompts(prompt, self.num_steps)
+        embeds = inputs.script.new_embeds(chunk_index)
+        self._prompt = prompt if embeds is None else prompt.changed(embeds)
+        self._is_changed = self._prompt is not prompt
+        self._prompts = ChunkPrompts(self._prompt, self.num_steps)
+        self._recached: dict[tuple[int, str], tuple[ChunkMemory, ChunkMemory]] = {}
         self._contexts: dict[int, tuple[ChunkMemory, ChunkContext]] = {}
         self._num_proposed = 0
         self._attempts, self.most_back = Attempts() if attempts is None else attempts, most_back
@@ -95,8 +101,19 @@ class ChunkSteps:
 
     @property
     def prompt(self) -> str | None:
-        """The prompt in words; None where there are only embeddings."""
-        return self.inputs.words
+        """The chunk's prompt in words; None where there are only embeddings."""
+        return self.inputs.script.words(self.chunk_index)
+
+    @property
+    def reward_words(self) -> str:
+        """What rewards read at this chunk."""
+        return self.inputs.reward_words(self.chunk_index)
+
+    @property
+    def clip_chunks(self) -> int:
+        """Chunks of the video reward's window: none of before the last change of the prompt."""
+        since = self.inputs.script.stretch_begin(self.chunk_index)
+        return min(self.plan.request.reward_window, self.chunk_index + 1 - since)
 
     @property
     def prompt_embeds(self) -> torch.Tensor:
@@ -107,6 +124,15 @@ class ChunkSteps:
     def next_prompt(self) -> Prompt:
         """What the next chunk's transformer reads, after what a callback changed."""
         return self._prompts.last
+
+    def change_prompt(self, embeds: torch.Tensor) -> None:
+        """Changes what is read from the first step on that no candidate has begun, as a callback does."""
+        self._prompts.change(0, embeds)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the chunk is given, so that there is nothing to search: `given` is its one candidate."""
+        return self.chunk_index < self.plan.num_given_chunks
 
     @property
     def num_turns(self) -> int:
@@ -146,12 +172,14 @@ class ChunkSteps:
 
     def candidate_of(self, beam: Beam, parent: int, seed: int, lineage: tuple[int, int] | None = None) -> Candidate:
         """Unit 1 for one candidate, with the noise of a seed."""
-        num_channels, num_frames, *size = self.plan.latent_shape
+        num_channels, num_frames, *size = self.plan.chunk_shape(self.chunk_index)
         generator = candidate_generator(seed)
         fresh, *renoise = (draw_noise([generator], (num_frames, num_channels, *size))[0] for _ in self.levels[:-1])
-        noise = propagate_noise(beam.noise, fresh, self.plan.request.noise_correlation)
+        # None to propagate: a given chunk has no noise, and that of a chunk of another length is of another shape.
+        parent_noise = None if beam.noise is None or beam.noise.shape != fresh.shape else beam.noise
+        noise = propagate_noise(parent_noise, fresh, self.plan.request.noise_correlation)
         if self.inputs.noise is not None:
-            frames = slice(self.chunk_index * num_frames, (self.chunk_index + 1) * num_frames)
+            frames = self.plan.chunk_frames(self.chunk_index)
             noise = self.inputs.noise[:, frames].transpose(0, 1).to(fresh).contiguous()
         self._num_proposed += 1
         drawn = (noise, *renoise)
@@ -164,11 +192,24 @@ class ChunkSteps:
         if len(seeds) == 1:
             return mode(seeds[0], self.chunk_index, parent, index, beam.seeds[-1] if beam.seeds else seeds[0]), None
         lineage = beam.lineage
-        if lineage is None:  # candidate i of chunk 0 begins lineage i
+        if lineage is None:  # candidate i of the first chunk that is made begins lineage i
             index, own = divmod(index, len(seeds))
             lineage = (own, 0)
         base = seeds[lineage[0]]
         return mode(base, self.chunk_index, lineage[1], index, base), lineage
+
+    def given(self, beams: Sequence[Beam]) -> list[Candidate]:
+        """The chunk that the caller gave, as the one candidate of the one beam: finished, and not scored yet.
+
+        Raises:
+            ValueError: this chunk is not given, or there is another number of beams.
+        """
+        check_place(beams, (), self.chunk_index)
+        if not self.is_given or len(beams) != 1:
+            raise ValueError(f"Chunk {self.chunk_index} of {len(beams)} beams is not given; `propose` candidates.")
+        latents = self.inputs.given[:, self.plan.chunk_frames(self.chunk_index)].to(self.plan.device)
+        # A copy: a view would keep the whole past alive.
+        return [Candidate(0, self.inputs.seeds[0], None, (), self.chunk_index, prediction=latents.clone())]
 
     @torch.no_grad()
     def denoise(
@@ -193,32 +234,35 @@ class ChunkSteps:
         done, batches = list(candidates), {}
         for row, candidate in enumerate(candidates):
             if candidate.lost is None and candidate.step < until:
-                memory = _memory(beams, candidate)
+                memory = self._memory(beams, candidate)
                 batches.setdefault((candidate.parent, id(memory), candidate.step), []).append(row)
         for rows in batches.values():
             batch = [done[row] for row in rows]
+            memory = self._memory(beams, batch[0])
             with self.work.timed("denoise", self.plan.device):
-                batch = self._denoise_batch(_memory(beams, batch[0]), batch, until)
+                batch = self._denoise_batch(memory, batch, until)
             for row, candidate in zip(rows, batch, strict=True):
                 done[row] = candidate
         return done
 
     def _denoise_batch(self, memory: ChunkMemory, batch: list[Candidate], until: int) -> list[Candidate]:
-        first, scheduler, latents = batch[0].step, self.pipe.scheduler, self._inputs(batch)
+        first, scheduler, latents = batch[0].step, self.pipe.scheduler, self._held(self._inputs(batch))
         for step in range(first, until):
             if self.pipe.interrupt:
                 raise SearchInterrupted
             timestep, noisy = self.timesteps[step], latents
             self.pipe.begin_step(self.num_steps, timestep, self.plan.request.attention_kwargs)
-            velocity = self._velocity(noisy, timestep, memory, self._prompts.begin(step))
+            velocity = self._velocity(noisy, self._timesteps(noisy, timestep), memory, self._prompts.begin(step))
             sigma, next_sigma = self.levels[step : step + 2]
             fresh = self._noise([c.renoise[step] for c in batch]) if next_sigma > 0.0 else None
             stepped = scheduler.step_between(velocity, noisy, sigma, next_sigma, fresh)
-            latents = self._call_back(step, stepped)
+            called_back = self._call_back(step, stepped)
+            latents = self._held(called_back)
         self.work.forwards += len(batch) * (until - first)
         prediction, is_replaced = latents, False
         if until < self.num_steps:
-            prediction, is_replaced = scheduler.clean_sample(velocity, noisy, sigma), latents is not stepped
+            prediction, is_replaced = scheduler.clean_sample(velocity, noisy, sigma), called_back is not stepped
+            prediction = self._held(prediction)
         finite = torch.isfinite(prediction).flatten(1).all(dim=1).tolist()
         denoised = []
         for row, candidate in enumerate(batch):
@@ -243,6 +287,26 @@ class ChunkSteps:
             if candidate.noisy is not None:
                 latents[row] = candidate.noisy
         return latents
+
+    def _held(self, latents: torch.Tensor) -> torch.Tensor:
+        """The latents (B, C, F, h, w) with the first latent frame that the caller gave, where this chunk has it."""
+        if not self._is_held:
+            return latents
+        first = self.inputs.given.to(latents)[None].expand(len(latents), -1, -1, -1, -1)
+        return torch.cat((first, latents[:, :, 1:]), dim=2)
+
+    def _timesteps(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """(B,), or (B, L) where the first latent frame is held: that is clean, its tokens are at 0."""
+        if not self._is_held:
+            return timestep.expand(len(latents))
+        patch_size = self.pipe.transformer.config.patch_size
+        num_frames, *sides = (side // patch for side, patch in zip(latents.shape[2:], patch_size, strict=True))
+        of_frames = torch.cat((timestep.new_zeros(1), timestep.expand(num_frames - 1)))
+        return of_frames.repeat_interleave(sides[0] * sides[1]).expand(len(latents), -1)
+
+    @property
+    def _is_held(self) -> bool:
+        return self.plan.is_clamped and self.chunk_index == 0
 
     def _noise(self, draws: list[torch.Tensor]) -> torch.Tensor:
         """(F, C, h, w) each to (B, C, F, h, w) on the models' device."""
@@ -329,12 +393,12 @@ class ChunkSteps:
 
         Args:
             image_reward, video_reward: instead of the run's; False: none.
-            prompt: words for the rewards, instead of the run's.
+            prompt: words for the rewards, instead of the chunk's own.
         """
         plan, is_own = self.plan, any(argument is not None for argument in (image_reward, video_reward, prompt))
         rewards = {
             "image": (chosen_reward("image_reward", image_reward, plan.image_reward), 0),
-            "video": (chosen_reward("video_reward", video_reward, plan.video_reward), plan.request.reward_window - 1),
+            "video": (chosen_reward("video_reward", video_reward, plan.video_reward), self.clip_chunks - 1),
         }
         for kind, (reward, _) in rewards.items():
             if isinstance(reward, str | Path):
@@ -343,7 +407,7 @@ class ChunkSteps:
             candidates = self.decode(beams, candidates)
         else:
             check_place(beams, candidates, self.chunk_index)
-        scored, words = list(candidates), self.inputs.reward_words if prompt is None else prompt
+        scored, words = list(candidates), self.reward_words if prompt is None else prompt
         rows = [row for row, c in enumerate(scored) if _is_open(c) and (is_own or c.score is None)]
         for row in rows:
             scored[row] = replace(scored[row], short=None, long=None, score=None, route=None, parts={})
@@ -380,7 +444,9 @@ class ChunkSteps:
             candidate, parent = candidates[row], beams[candidates[row].parent]
             # An absent reward has no say: a constant neither rises above its mean nor falls.
             histories = ((*parent.short, candidate.short), (*parent.long, candidate.long))
-            route = decided_route(self.plan.policy, *(tuple(s or 0.0 for s in history) for history in histories))
+            histories = (tuple(score or 0.0 for score in history) for history in histories)
+            since = self.inputs.script.stretch_begin(self.chunk_index)
+            route = decided_route(self.plan.policy, *histories, since)
             candidates[row] = replace(candidate, score=fused_score(short, long, weight), route=route)
 
     def clips(self, beams: Sequence[Beam], candidates: Sequence[Candidate], num_past: int) -> torch.Tensor:
@@ -407,7 +473,8 @@ class ChunkSteps:
             return [replace(beam, decoder_state=RELEASED, evicted=()) for beam in grown]
         rows_by_memory: dict[int, list[int]] = {}
         for row, candidate in enumerate(candidates):
-            rows_by_memory.setdefault(id(_memory(beams, candidate)), []).append(row)
+            grown[row] = self._with_memory(grown[row], self._memory(beams, candidate))
+            rows_by_memory.setdefault(id(grown[row].memory), []).append(row)
         self._contexts = {key: entry for key, entry in self._contexts.items() if key in rows_by_memory}
         remembered: dict[int, Beam] = {}
         for key, rows in rows_by_memory.items():  # one after the other, so that each context goes as soon as it can
@@ -418,22 +485,28 @@ class ChunkSteps:
         made = [remembered[id(candidate)] for candidate in candidates]
         return [replace(beam, lineage=own.lineage) for beam, own in zip(made, grown, strict=True)]
 
+    def _with_memory(self, beam: Beam, memory: ChunkMemory) -> Beam:
+        """The beam with the memory that its newest chunk read; what a flush took out of it is recorded as gone."""
+        read = {chunk.index for chunk in memory.window}
+        gone = [chunk.index for chunk in beam.memory.window if chunk.index not in read]
+        evicted = tuple((index, beam.routes[index] or Route.DISCARD.value, Route.DISCARD.value) for index in gone)
+        return replace(beam, memory=memory, evicted=evicted)
+
     def _remember(self, candidate: Candidate, beam: Beam) -> Beam:
         """The beam with its newest chunk in memory: keys and values at timestep 0.
 
         One chunk after the other, so that a pass needs no more room, and a compiled model no more graphs, for several.
         """
-        plan, record, num_frames = self.plan, ChunkRecord(), self.plan.latent_shape[1]
+        plan, record = self.plan, ChunkRecord()
+        num_frames, incoming_frames = (plan.num_latents(self.chunk_index + ahead) for ahead in (0, 1))
         with self.work.timed("clean_pass", plan.device):
-            self._velocity(
-                candidate.latents[None], self.timesteps.new_zeros(()), beam.memory, self.next_prompt, record
-            )
+            self._velocity(candidate.latents[None], self.timesteps.new_zeros(1), beam.memory, self.next_prompt, record)
             chunk = record.chunk(self.chunk_index, beam.memory.num_frames, num_frames)
             memory = beam.memory.append(chunk, plan.sink_frames)
-            memory, left = make_room(memory, plan.policy, beam.routes, plan.rolling_frames, num_frames)
+            memory, left = make_room(memory, plan.policy, beam.routes, plan.rolling_frames, incoming_frames)
         self.work.clean_passes += 1
         evicted = tuple((index, route.value, done.value) for index, route, done in left)
-        return replace(beam, memory=memory, evicted=evicted)
+        return replace(beam, memory=memory, evicted=(*beam.evicted, *evicted))
 
     def ahead(self, num_steps: int | None = None) -> "ChunkSteps":
         """The next chunk's steps, for a loop of one's own or a roll-out. What they do is counted as this chunk's work.
@@ -453,38 +526,101 @@ class ChunkSteps:
         arguments = {"levels": levels, "work": self.work}
         return ChunkSteps(self.pipe, self.inputs, self.next_prompt, self.chunk_index + 1, **arguments)
 
+    @torch.no_grad()
+    def recached(self, beam: Beam, mode: str | None = None) -> ChunkMemory:
+        """What a beam remembers under this chunk's prompt, made once: what its candidates read.
+
+        A candidate reads that of another mode after `replace(candidate, memory=steps.recached(beam, mode))`.
+
+        Args:
+            mode: of `recache`. Default: the run's own where the prompt has changed, else the memory as it is.
+
+        Raises:
+            ValueError: the memory policy does not serve the mode, or the memory was let go.
+        """
+        check_place([beam], (), self.chunk_index)
+        if beam.memory is RELEASED:
+            raise ValueError("The beam's memory was let go: nothing can be remembered again.")
+        own = self.plan.recache if self._is_changed else "none"
+        mode = own if mode is None else policy_recache(self.plan.policy, mode, "mode")
+        key = id(beam.memory), mode
+        if key not in self._recached:
+            self._recached[key] = beam.memory, self._recache(beam, mode)
+        return self._recached[key][1]
+
+    def _recache(self, beam: Beam, mode: str) -> ChunkMemory:
+        plan = self.plan
+        if mode == "none" or beam.depth == 0:
+            return beam.memory
+        if mode == "flush":
+            return flushed(beam.memory, plan.window_frames, plan.num_latents(self.chunk_index))
+        sizes = {"window_frames": plan.window_frames, "sink_frames": plan.sink_frames}
+        planned = recache_pass(beam.memory, beam.latents, makes_sinks=mode == "all", **sizes)
+        if planned is None:
+            return beam.memory
+        latents, record = torch.cat(planned.latents, dim=1)[None], ChunkRecord()
+        with self.work.timed("recache", plan.device):
+            context = self._new_context(planned.past, latents.shape[2], self._prompt).recording(record)
+            self._forward(latents, self.timesteps.new_zeros(1), self._prompt, context)
+            memory = planned.remembered(beam.memory, record)
+        self.work.recached_chunks += len(planned.latents)
+        return memory
+
+    def _memory(self, beams: Sequence[Beam], candidate: Candidate) -> ChunkMemory:
+        """What a candidate reads and grows: its own memory, else its beam's under the chunk's prompt."""
+        given = beams[candidate.parent].memory if candidate.memory is None else candidate.memory
+        if given is RELEASED:
+            raise ValueError(f"The memory of beam {candidate.parent} was let go: nothing can grow from it.")
+        return self.recached(beams[candidate.parent]) if candidate.memory is None else given
+
+    def _new_context(
+        self, memory: ChunkMemory, num_frames: int, prompt: Prompt, first_position: int | None = None
+    ) -> ChunkContext:
+        """What forwards of so many latent frames on a memory read."""
+        config = self.pipe.transformer.config
+        return memory.context(
+            (num_frames, *self.plan.latent_shape[2:]),
+            patch_size=config.patch_size,
+            head_dim=config.attention_head_dim,
+            positions=policy_positions(self.plan.policy),
+            prompt=prompt.memory,
+            device=self.plan.device,
+            first_position=first_position,
+        )
+
     def _context(self, memory: ChunkMemory, prompt: Prompt) -> ChunkContext:
-        """What the forwards on a memory read, made once per chunk."""
+        """What the chunk's forwards on a memory read, made once per chunk."""
         if id(memory) not in self._contexts:
-            config = self.pipe.transformer.config
-            context = memory.context(
-                self.plan.latent_shape[1:],
-                patch_size=config.patch_size,
-                head_dim=config.attention_head_dim,
-                positions=policy_positions(self.plan.policy),
-                prompt=prompt.memory,
-                device=self.plan.device,
+            position = CUT_POSITION if self.inputs.script.is_cut(self.chunk_index) else None
+            num_frames = self.plan.num_latents(self.chunk_index)
+            self._contexts[id(memory)] = (
+                memory,
+                self._new_context(memory, num_frames, prompt, position),
             )
-            self._contexts[id(memory)] = memory, context
         _, context = self._contexts[id(memory)]
         return context if context.prompt is prompt.memory else context.with_prompt(prompt.memory)
 
     def _velocity(
         self,
         latents: torch.Tensor,
-        timestep: torch.Tensor,
+        timesteps: torch.Tensor,
         memory: ChunkMemory,
         prompt: Prompt,
         record: ChunkRecord | None = None,
     ) -> torch.Tensor:
         """The transformer's velocity, (B, C, F, h, w). A `record` takes the keys and values of a clean pass."""
         context = self._context(memory, prompt)
+        return self._forward(latents, timesteps, prompt, context if record is None else context.recording(record))
+
+    def _forward(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, context: ChunkContext
+    ) -> torch.Tensor:
         return self.pipe.transformer(
             hidden_states=latents.to(self.plan.dtype),
-            timestep=timestep.expand(latents.shape[0]),
+            timestep=timesteps,
             encoder_hidden_states=prompt.embeds,
             attention_kwargs=self.plan.request.attention_kwargs,
-            context=context if record is None else context.recording(record),
+            context=context,
             return_dict=False,
         )[0]
 
@@ -492,10 +628,3 @@ class ChunkSteps:
 def _is_open(candidate: Candidate) -> bool:
     """Whether there is something of it to decode and score."""
     return candidate.lost is None and candidate.prediction is not None
-
-
-def _memory(beams: Sequence[Beam], candidate: Candidate) -> ChunkMemory:
-    memory = beams[candidate.parent].memory if candidate.memory is None else candidate.memory
-    if memory is RELEASED:
-        raise ValueError(f"The memory of beam {candidate.parent} was let go: nothing can grow from it.")
-    return memory

@@ -18,7 +18,7 @@ from .search.trace import Json
 logger = logging.get_logger(__name__)
 
 MODELS = ("text_encoder", "transformer", "vae")
-GEOMETRY = ("chunk_frames", "window_frames", "sink_frames", "fps")
+GEOMETRY = ("chunk_frames", "first_chunk_frames", "window_frames", "sink_frames", "fps")
 SNAPSHOT = re.compile(r"snapshots/([0-9a-f]{40})(?:/|$)")  # of the Hub's cache, which names folders by their commit
 UNTOLD = {"training", "micro_batch_size"}  # attributes of rewards that say how they are run, not what they score
 

@@ -17,7 +17,7 @@ from .identity import check_same_model, check_same_rewards, made_with
 from .models.memory import ChunkMemory
 from .models.prompt import Prompt
 from .search.beam import RELEASED, Beam, Candidate
-from .search.kept_settings import asked_again
+from .search.kept_settings import KeptSettings, asked_again
 from .search.noise_propagation import base_seed
 from .search.outputs import StreamT1PipelineOutput
 from .search.plan import PromptPlan, SearchPlan
@@ -36,7 +36,6 @@ SEARCHED = (  # what may change where a run is searched again from a chunk on
     "short_weight_cap",
     "score_normalization",
     "reward_window",
-    "reward_prompt",
     "final_selection",
     "num_videos_per_prompt",
     "max_lag",
@@ -85,6 +84,7 @@ class KeptRunsMixin:
         request = asked_again(run, path, num_frames, given, (*OUTPUT, *SEARCHED) if is_again else OUTPUT)
         plan = self._plan(self._with_sources(request, run))
         plan = replace(plan, **self._levels(run.levels, plan.device))
+        settings = run.settings.changed(given if num_frames is None else {**given, "num_frames": num_frames})
         if is_again:
             run = run.cut(from_chunk)
         _check_fits(run, plan, path, is_again)
@@ -92,10 +92,11 @@ class KeptRunsMixin:
         if not is_again:
             check_same_rewards(run.made_with, plan, str(path))
         self._begin(plan)
-        made = made_with(self, plan) if is_again else run.made_with
-        searches = [self._restored(plan, row, kept, made) for row, kept in enumerate(run.prompts)]
-        own = None if is_again else path
-        self._keep(searches, own if request.save_to is None else request.save_to, is_new=request.save_to is not None)
+        made = made_with(self, plan) if is_again else None
+        searches = [self._restored(plan, row, kept, run.past, made) for row, kept in enumerate(run.prompts)]
+        if request.save_to is not None or not is_again:
+            is_new = request.save_to is not None
+            self._keep(searches, request.save_to if is_new else path, settings, is_new=is_new)
         output = self._videos_of(searches)
         return output if request.return_dict else output.to_tuple()
 
@@ -144,9 +145,23 @@ class KeptRunsMixin:
         """Of a plan: the noise levels of the steps, after the shift."""
         return {"levels": (*levels, 0.0), "timesteps": self.scheduler.timesteps_of(levels, device)}
 
-    def _keep(self, searches: list[PromptSearch], path: str | PathLike | None, *, is_new: bool = True) -> None:
-        """Has the searches of a call written to a file after every chunk, if there is to be one."""
-        file = None if path is None else RunFile(path, self._version, searches, is_new=is_new)
+    def _keep(
+        self,
+        searches: list[PromptSearch],
+        path: str | PathLike | None,
+        settings: KeptSettings | None = None,
+        *,
+        is_new: bool = True,
+    ) -> None:
+        """Has the searches of a call written to a file after every chunk, if there is to be one.
+
+        Args:
+            settings: of the call, where they are not those of its request.
+        """
+        if path is None:
+            return
+        settings = KeptSettings.of_request(searches[0].plan.request) if settings is None else settings
+        file = RunFile(path, self._version, searches, settings, is_new=is_new)
         for search in searches:
             search.file = file
 
@@ -159,18 +174,38 @@ class KeptRunsMixin:
                 sources[name] = identity["source"]
         return replace(request, **sources)
 
-    def _restored(self, plan: SearchPlan, row: int, kept: KeptPrompt, made: Mapping[str, Json]) -> PromptSearch:
-        """One prompt's search, as it stood after its last chunk in the file."""
+    def _restored(
+        self,
+        plan: SearchPlan,
+        row: int,
+        kept: KeptPrompt,
+        past: torch.Tensor | None,
+        made: Mapping[str, Json] | None,
+    ) -> PromptSearch:
+        """One prompt's search, as it stood after its last chunk in the file.
+
+        Args:
+            made: what makes it, if it is searched again; None: what the file says.
+        """
         request, seeds, call_seed = plan.request, kept.seeds, kept.trace.call_seed
         generator = request.generators()[row]
         if generator is not None:
             call_seed = generator.initial_seed()
             seeds = tuple(base_seed(generator, request.candidate_seeds) for _ in range(plan.num_lineages))
         noise = None if request.latents is None else request.latents[row]
-        inputs = PromptPlan(plan, seeds, request.prompts()[row], request.reward_prompts()[row], noise)
+        changes = [
+            replace(each, embeds=each.embeds.to(plan.device, plan.dtype).clone()) for each in kept.script.changes
+        ]
+        script = replace(kept.script, changes=tuple(changes))
+        words = request.prompts()[row], request.reward_prompts()[row]
+        inputs = PromptPlan(plan, seeds, *words, script, noise, past)
         monitors = {name: list(values) for name, values in kept.trace.monitors.items()}
-        trace = inputs.new_trace(self._version, call_seed, made)
-        trace = replace(trace, chunks=list(kept.trace.chunks), given_up=list(kept.trace.given_up), monitors=monitors)
+        records = {"chunks": list(kept.trace.chunks), "given_up": list(kept.trace.given_up), "monitors": monitors}
+        if made is None:
+            lengths = {"num_frames": request.num_frames, "num_chunks": plan.num_chunks}
+            trace = replace(kept.trace, config={**kept.trace.config, **lengths}, **records, final=None)
+        else:
+            trace = replace(inputs.new_trace(self._version, call_seed, made), **records)
         num_chunks = len(kept.chunks)
         is_over = plan.is_last(num_chunks - 1)
         lists = self._beams_again(inputs, kept, is_over)
@@ -180,7 +215,7 @@ class KeptRunsMixin:
         elif num_chunks == kept.trace.config["num_chunks"]:  # what was the last chunk is remembered only now
             trace.chunks[-1] = trace.chunks[-1].remembered(beams)
         search = PromptSearch(inputs, prompt, trace, beams, older=tuple(lists[:-1]), attempts=dict(kept.attempts))
-        search.first_prompt, search.kept = kept.prompt, list(kept.chunks)
+        search.kept = list(kept.chunks)
         return search
 
     def _beams_again(self, inputs: PromptPlan, kept: KeptPrompt, is_over: bool) -> list[tuple[list[Beam], Prompt]]:
@@ -189,18 +224,15 @@ class KeptRunsMixin:
         Args:
             is_over: whether no chunk comes after them, so that nothing has to be remembered.
         """
-        device, dtype = inputs.plan.device, inputs.plan.dtype
-        beams, embeds = [Beam(RELEASED if is_over else ChunkMemory())], kept.prompt
-        prompt = Prompt(embeds.to(device, dtype))
+        beams, prompt = [Beam(RELEASED if is_over else ChunkMemory())], Prompt(inputs.script.embeds(0))
         num_older = 0 if is_over else min(kept.num_older, inputs.plan.depth)
         before, lists = [0], [(beams, prompt)]
         for index, (chunk, rows) in enumerate(zip(kept.chunks, wanted_rows(kept.chunks, num_older), strict=True)):
-            if chunk.prompt is not embeds:
-                embeds = chunk.prompt
-                prompt = Prompt(embeds.to(device, dtype))
             steps = ChunkSteps(self, inputs, prompt, index)
+            steps.change_prompt(inputs.script.embeds(index) if chunk.prompt is None else chunk.prompt)
+            prompt = steps.next_prompt
             places = {parent: place for place, parent in enumerate(before)}
-            survivors = chunk.again(index, rows, places, device)
+            survivors = chunk.again(index, rows, places, inputs.plan.device)
             if inputs.plan.has_pixels:
                 survivors = _decoded_again(steps, beams, survivors)
             grown = [each.extend(beams[each.parent]) for each in survivors] if is_over else None

@@ -16,6 +16,7 @@ L text tokens.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
@@ -32,14 +33,16 @@ from .models.alignment import align_weights_for
 from .models.components import check_model, check_models_fit
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import ChunkMemory
+from .models.pictures import read_clip, read_picture
 from .models.prompt import Prompt
 from .models.streaming_decoder import StreamingWanDecoder
+from .models.streaming_encoder import StreamingWanEncoder
 from .models.text import check_encoding, embed_texts
 from .models.transformer_causal_wan import CausalWanTransformer3DModel
 from .rewards.arguments import check_kind, check_rewards, check_sources, chosen_reward, loaded_reward, warn_of_missed
 from .rewards.base import as_component
 from .rewards.monitoring import watched_scores
-from .rewards.scoring import score_clips
+from .rewards.scoring import mean_over_parts, score_clips
 from .rewards.shipped import SHIPPED_REWARDS  # noqa: F401 - registers every kind of reward, for folders and Hub ids
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.answers import check_choice, kept_by_callback
@@ -48,20 +51,24 @@ from .search.beam import Beam, Candidate
 from .search.choice import Choice, most_kept, search_name
 from .search.estimate import RunEstimate, estimate_run
 from .search.geometry import VideoGeometry, check_chunk_multiple, real_number, whole_number
+from .search.given_past import GivenPast
 from .search.memory_sinking import MemoryPolicy
 from .search.noise_propagation import base_seed
 from .search.outputs import StreamChunk, StreamT1PipelineOutput, nothing_left
 from .search.plan import PromptPlan, SearchPlan, check_plan
-from .search.policy_config import check_policy, policy_config, policy_positions, policy_sink_frames
+from .search.policy_config import check_policy, policy_config, policy_positions, policy_recache, policy_sink_frames
 from .search.prompt_search import PromptSearch
 from .search.request import StreamRequest, VideoRequest
 from .search.request_checks import check_texts
 from .search.reward_pruning import mean_score, order_by
 from .search.running import RunningMixin, SearchInterrupted
 from .search.saved_run import check_new
+from .search.script import PromptScript, check_cuts, check_embeds
 from .search.search_names import parse_search, search_text  # noqa: F401 - brings their texts
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
-from .search.trace import ChunkTrace, FinalTrace
+from .search.timeline import PromptTimeline  # noqa: F401 - for callers where only the code is loaded
+from .search.trace import ChunkTrace, ChunkWork, FinalTrace
+from .search.video_stream import StreamControl, VideoStream
 from .videos import best_videos, chunk_bar, let_go, stream_chunk
 
 __version__ = "0.2.0"
@@ -97,13 +104,15 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
             or Hub id of a converted reward.
         chunk_frames: latent frames that are denoised together.
         window_frames: latent frames of context, the first sink and the current chunk included.
-        sink_frames: latent frames at the beginning of the video that never leave.
+        sink_frames: latent frames at the beginning of the video that never leave; the chunks that hold them stay.
         denoising_steps: 1000 u of every step, before the scheduler's shift.
         fps: of the videos, for rewards that need it.
         default_height, default_width: pixels, when a call names none.
         memory: the policy when a call names none, one of those in `search/memory_sinking.py` or its config; default
             `RewardRoutedSink()`.
         reward_sources: Hub ids of the rewards with which the pipeline was saved. None is loaded by itself.
+        first_chunk_frames: latent frames of a video's first chunk, for models that begin with another one than they
+            go on with: 1, Self-Forcing's independent first frame. Default: `chunk_frames`.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -130,22 +139,27 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         default_width: int = 832,
         memory: MemoryPolicy | dict | None = None,
         reward_sources: dict | None = None,
+        first_chunk_frames: int | None = None,
     ) -> None:
         super().__init__()
         chunk_frames = whole_number("chunk_frames", chunk_frames, least=1)
+        if first_chunk_frames is not None:
+            first_chunk_frames = whole_number("first_chunk_frames", first_chunk_frames, least=1)
+        chunk_lengths = chunk_frames, first_chunk_frames
         if real_number("fps", fps) <= 0:
             raise ValueError(f"`fps` is {fps}; it must be above 0.")
         check_sources(reward_sources, REWARDS)
         scheduler = FewStepFlowMatchScheduler.adopt(scheduler)
         config = {
             "chunk_frames": chunk_frames,
-            "window_frames": check_chunk_multiple("window_frames", window_frames, chunk_frames),
-            "sink_frames": check_chunk_multiple("sink_frames", sink_frames, chunk_frames),
+            "window_frames": check_chunk_multiple("window_frames", window_frames, *chunk_lengths),
+            "sink_frames": check_chunk_multiple("sink_frames", sink_frames, *chunk_lengths),
             "denoising_steps": scheduler.steps_of_config(denoising_steps),
             "fps": real_number("fps", fps),
             "default_height": whole_number("default_height", default_height, least=1),
             "default_width": whole_number("default_width", default_width, least=1),
             "memory": policy_config(memory),
+            "first_chunk_frames": first_chunk_frames,
         }
         components = {
             "tokenizer": tokenizer,
@@ -162,7 +176,7 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         self.register_to_config(reward_sources=reward_sources)
         self.register_modules(**components)
         self.register_to_config(**config)
-        self.geometry.check_window(sink_frames)
+        self.geometry.check_window(self.geometry.filled_sink_frames(sink_frames))
         check_models_fit(transformer, vae)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -195,7 +209,8 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
     def geometry(self) -> VideoGeometry:
         """Which lengths and sizes this pipeline's models make."""
         configs = (None if model is None else model.config for model in (self.transformer, self.vae))
-        return VideoGeometry.of(self.config.chunk_frames, self.config.window_frames, *configs)
+        lengths = (self.config[f"{name}_frames"] for name in ("chunk", "first_chunk", "window"))
+        return VideoGeometry.of(*lengths, *configs)
 
     @property
     def device(self) -> torch.device:
@@ -233,30 +248,33 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         return StreamT1PipelineOutput(frames=frames, traces=traces)
 
     @takes_request(StreamRequest)
-    def stream(self, request: StreamRequest) -> Iterator[StreamChunk]:
+    def stream(self, request: StreamRequest) -> VideoStream:
         """Makes one video and gives its chunks as soon as they can change no more.
 
         With one beam a chunk is given as soon as it is made; with several, when all kept beams share it, which
         `max_lag` forces. What is given, one after the other, is what `__call__` returns for the same arguments.
-        Closing the generator, or leaving the loop over it, frees all that the search held. `num_frames=None` is an
+        Closing the stream, or leaving the loop over it, frees all that the search held. `num_frames=None` is an
         endless stream: it needs a memory policy with relative positions, and keeps neither the chunks that it has
         given away nor their records, but for the last `horizon`.
 
         Returns:
-            A generator of `StreamChunk`. Set `pipe._interrupt = True` in a callback, and it gives what is finished
-            and ends.
+            An iterator of `StreamChunk`, with `change_prompt(prompt, transition=0)`. Set `pipe._interrupt = True` in a
+            callback, and it gives what is finished and ends.
 
         Raises:
             ValueError, TypeError: as `__call__`, at once and not with the first chunk.
             NoCandidateLeftError: all candidates of a chunk were lost; its `frames` are those not yet given.
         """
         plan, self._interrupt = self._loaded(self._plan(request, of_one="stream")), False
-        return self._stream(plan)
+        control = StreamControl(plan.scripts[0])
+        return VideoStream(self._stream(plan, control), control, partial(self._check_script, plan))
 
     @takes_request(VideoRequest)
     @torch.no_grad()
     def steps(self, request: VideoRequest) -> tuple[ChunkSteps, list[Beam]]:
         """The steps of a video's first chunk and the one empty beam to begin with, for a loop of one's own.
+
+        Given chunks are remembered first: then the steps are those of the first chunk after them.
 
         Returns:
             `ChunkSteps` and beams. `steps.ahead()` gives the next chunk's; a beam's `frames` and `latents` are the
@@ -269,6 +287,8 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
             raise ValueError("`save_to` keeps the run of a call or a stream; `steps` is for a loop of one's own.")
         plan, self._interrupt = self._loaded(self._plan(request, of_one="steps")), False
         (search,) = self._searches(plan)
+        while search.chunk_index < plan.num_given_chunks and self._advance(search, is_first=search.chunk_index == 0):
+            pass
         return self._chunk_steps(search), search.beams
 
     def estimate(
@@ -297,14 +317,14 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         request = VideoRequest(height=height, width=width, num_frames=num_frames, **arguments)
         if self.transformer is not None:
             request = request.with_some_prompt(self.transformer.config.text_dim)
-        plan, given = self._plan(request), request.prompt_embeds
-        num_tokens = request.max_sequence_length if given is None else given.shape[1]
+        plan = self._plan(request)
+        embeds = [change.embeds for change in plan.scripts[0].changes]
+        num_tokens = max(request.max_sequence_length if each is None else each.shape[1] for each in embeds)
         models = {**self.components, **plan.rewards}
         modules = {id(model): name for name, model in reversed(models.items()) if isinstance(model, torch.nn.Module)}
         weights = {name: weight_bytes(models[name]) for name in reversed(modules.values())}
-        costs = ModelCosts(self.transformer, self.vae, plan.latent_shape, num_tokens)
-        first_frames = self.geometry.num_frames(1)
-        return estimate_run(plan, costs, weights, (first_frames, self.geometry.num_frames(2) - first_frames))
+        costs = ModelCosts(self.transformer, self.vae, plan.latent_shape, num_tokens, plan.first_chunk_frames)
+        return estimate_run(plan, costs, weights, self.geometry.pixel_frames)
 
     def _plan(self, request: VideoRequest, of_one: str | None = None) -> SearchPlan:
         """The call, checked in full. Rewards that are only named are not loaded yet.
@@ -317,8 +337,8 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         """
         policy = request.chosen_policy(self.config.memory)
         check_policy(policy)
-        height = self.config.default_height if request.height is None else request.height
-        width = self.config.default_width if request.width is None else request.width
+        past = self._read_past(request)
+        height, width = self._video_size(request, past)
         self.check_inputs(request, policy, height, width)
         if of_one is not None and request.num_prompts > 1:
             raise ValueError(f"`{of_one}` is for one video of one prompt; there are {request.num_prompts} prompts.")
@@ -328,32 +348,79 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
             steps = self.scheduler.steps_of_config(self.config.denoising_steps)
             sigmas = [step / self.scheduler.config.num_train_timesteps for step in steps]
         levels, device = self.scheduler.schedule(num_steps, sigmas), self._execution_device
-        num_chunks = getattr(request, "horizon", None)
+        num_chunks, is_endless = getattr(request, "horizon", None), request.num_frames is None
+        num_chunks = num_chunks if is_endless else self.geometry.num_chunks(request.num_frames)
+        if past is not None and not is_endless:
+            past.check_rest(num_chunks, self.geometry)
         plan = SearchPlan(
             request=request,
             search=request.chosen_search(any(reward is not None for reward in rewards.values())),
             policy=policy,
+            scripts=tuple(request.scripts(self.geometry, None if is_endless else num_chunks)),
+            recache=policy_recache(policy, request.recache),
             **rewards,
             monitors={} if request.monitors is None else dict(request.monitors),
-            num_chunks=self.geometry.num_chunks(request.num_frames) if num_chunks is None else num_chunks,
+            num_chunks=num_chunks,
             size=(height, width),
             latent_shape=self.geometry.chunk_shape(self.transformer.config.in_channels, height, width),
+            first_chunk_frames=self.geometry.first_chunk_frames,
             window_frames=self.config.window_frames,
-            sink_frames=policy_sink_frames(policy, self.config.sink_frames),
+            sink_frames=self._sink_frames(policy),
             levels=(*levels, 0.0),
             timesteps=self.scheduler.timesteps_of(levels, device),
             fps=float(self.config.fps),
             device=device,
             dtype=self.transformer.dtype,
+            past=past,
+            num_given_chunks=0 if past is None else past.num_chunks(self.geometry),
         )
         self._check_rewards(plan)
         if plan.has_pixels:
             StreamingWanDecoder(self.vae).check()
+        for script in plan.scripts:
+            check_cuts(script, policy_positions(policy), self.config.window_frames, type(policy).__name__)
+            check_embeds(script, self.transformer.config.text_dim, request.max_sequence_length)
         check_plan(plan)
         return plan
 
+    def _read_past(self, request: VideoRequest) -> GivenPast | None:
+        """What the call gives of the video, found right but not encoded yet.
+
+        Raises:
+            TypeError, ValueError: it cannot be read, is not as the models need it, or there is no VAE to encode it.
+        """
+        name = request.given_name
+        if name is None or self.transformer is None:
+            return None
+        given = getattr(request, name)
+        if name in ("image", "video"):
+            if self.vae is None:
+                raise ValueError(f"`{name}` is to be encoded, and this pipeline has no VAE; give `{name}_latents`.")
+            StreamingWanDecoder(self.vae).check()
+            given = read_picture(name, given) if name == "image" else read_clip(name, given, float(self.config.fps))
+        return GivenPast.of(name, given, request.resize, self.geometry, self.transformer.config.in_channels)
+
+    def _video_size(self, request: VideoRequest, past: GivenPast | None) -> tuple[int, int]:
+        defaults, asked = (self.config.default_height, self.config.default_width), (request.height, request.width)
+        if past is not None:
+            return past.size(*asked, defaults, request.resize, self.geometry)
+        return tuple(default if own is None else own for own, default in zip(asked, defaults, strict=True))
+
+    def _sink_frames(self, policy: MemoryPolicy) -> int:
+        """Latent frames of the first chunks, which the policy keeps for ever."""
+        return self.geometry.filled_sink_frames(policy_sink_frames(policy, self.config.sink_frames))
+
+    def _check_script(self, plan: SearchPlan, script: PromptScript) -> None:
+        """Checks the prompts of one video against the models and rewards of a run."""
+        num_tokens = plan.request.max_sequence_length
+        if any(change.words is not None for change in script.changes):
+            check_encoding(self.tokenizer, self.text_encoder, num_tokens)
+        check_embeds(script, self.transformer.config.text_dim, num_tokens)
+        self._check_rewards(replace(plan, scripts=(script,)))
+
     def _check_rewards(self, plan: SearchPlan) -> None:
-        words, has_pixels = plan.request.reward_prompts(), self.vae is not None
+        words = [text for each in plan.scripts for text in each.reward_prompts]
+        has_pixels = self.vae is not None
         check_rewards(plan.rewards, words=words, num_beams=most_kept(plan.search), has_pixels=has_pixels)
 
     def _loaded(self, plan: SearchPlan) -> SearchPlan:
@@ -384,22 +451,52 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
         self._begin(plan)
         request, made = plan.request, made_with(self, plan)
-        prompt_embeds = request.prompt_embeds
-        if prompt_embeds is None:
-            prompt_embeds, _ = self.encode_prompt(request.prompt, request.max_sequence_length, plan.device)
-        prompt_embeds = prompt_embeds.to(plan.device, plan.dtype)
-        given = zip(request.prompts(), request.reward_prompts(), request.generators(), strict=True)
+        scripts = self._encoded(plan)
+        past, work = self._given_latents(plan)
+        of_prompts = zip(request.prompts(), request.reward_prompts(), scripts, request.generators(), strict=True)
         searches = []
-        for row, (prompt, reward_prompt, generator) in enumerate(given):
+        for row, (prompt, reward_prompt, script, generator) in enumerate(of_prompts):
             seeds = tuple(base_seed(generator, request.candidate_seeds) for _ in range(plan.num_lineages))
             noise = None if request.latents is None else request.latents[row]
-            inputs = PromptPlan(plan, seeds, prompt, reward_prompt, noise)
-            first = Prompt(prompt_embeds[row : row + 1])
+            inputs = PromptPlan(plan, seeds, prompt, reward_prompt, script, noise, past)
             trace = inputs.new_trace(__version__, None if generator is None else generator.initial_seed(), made)
-            embeds = first.embeds.cpu().clone()
-            searches.append(PromptSearch(inputs, first, trace, [Beam(ChunkMemory())], first_prompt=embeds))
+            searches.append(PromptSearch(inputs, Prompt(script.embeds(0)), trace, [Beam(ChunkMemory())]))
+        searches[0].work = work
         self._keep(searches, request.save_to)
         return searches
+
+    def _given_latents(self, plan: SearchPlan) -> tuple[torch.Tensor | None, ChunkWork]:
+        """The latents (C, F, h, w) with which the videos begin, if any are given, and the work of encoding them."""
+        past, work = plan.past, ChunkWork()
+        if past is None or past.latents is not None:
+            return None if past is None else past.latents[0].detach().to("cpu", torch.float32), work
+        with work.timed("encode", plan.device):
+            latents = StreamingWanEncoder(self.vae).encode(past.frames, plan.size)
+        if not bool(torch.isfinite(latents).all()):
+            raise ValueError(f"The VAE makes latents of `{past.name}` that are not finite; it may need another dtype.")
+        work.latents_encoded = past.num_latents
+        return latents, work
+
+    def _encoded(self, plan: SearchPlan) -> list[PromptScript]:
+        """The plan's scripts with their embeddings, on the models' device.
+
+        First prompts are one batch; those that come later are encoded one by one, as those of a running stream are.
+        """
+        texts = [script.changes[0].words for script in plan.scripts if script.changes[0].embeds is None]
+        first = iter(self._embeds(plan, texts).split(1)) if texts else iter(())
+        scripts = []
+        for script in plan.scripts:
+            changes = []
+            for change in script.changes:
+                embeds = change.embeds
+                if embeds is None:
+                    embeds = next(first) if not changes else self._embeds(plan, [change.words])
+                changes.append(replace(change, embeds=embeds.to(plan.device, plan.dtype)))
+            scripts.append(replace(script, changes=tuple(changes)))
+        return scripts
+
+    def _embeds(self, plan: SearchPlan, texts: list[str]) -> torch.Tensor:
+        return self.encode_prompt(texts, plan.request.max_sequence_length, plan.device)[0]
 
     def _run(self, searches: list[PromptSearch]) -> None:
         """The searches one after the other. Ctrl-C and interrupts end them with the chunks that are finished."""
@@ -423,12 +520,12 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
                     search.settle_by_score()
 
     @torch.no_grad()
-    def _stream(self, plan: SearchPlan) -> Iterator[StreamChunk]:
+    def _stream(self, plan: SearchPlan, control: StreamControl) -> Iterator[StreamChunk]:
         (search,) = searches = self._searches(plan)
-        output_type, num_given = plan.request.output_type, 0
+        output_type, num_given, control.search = plan.request.output_type, 0, search
         try:
             with chunk_bar(self, searches) as progress:
-                while self._advance(search, is_first=search.chunk_index == 0):
+                while self._advance(self._changed(search, control), is_first=search.chunk_index == 0):
                     progress.update(search.chunk_index - progress.n)
                     if search.is_finished:
                         self._finish(search)
@@ -437,6 +534,7 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
                         num_given = index + 1
                         yield stream_chunk(search, search.beams[0], index, output_type)
                     search.forget(num_given)
+            control.close()
             search.settle_by_score()
             for index in range(num_given, search.chunk_index):
                 yield stream_chunk(search, search.best_beams()[0], index, output_type)
@@ -446,11 +544,22 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
             let_go(error, searches, num_given)
             raise
         finally:
+            control.close()
             self._end(searches)
 
+    def _changed(self, search: PromptSearch, control: StreamControl) -> PromptSearch:
+        """The search under the prompt that the stream was last asked for."""
+        asked = control.take()
+        if asked is not None:
+            embeds = self._embeds(search.plan, [asked.prompt]) if isinstance(asked.prompt, str) else asked.prompt
+            change = asked.at(search.chunk_index, embeds.to(search.plan.device, search.plan.dtype))
+            search.change_prompt(change, asked.reward_prompt)
+        return search
+
     def _chunk_steps(self, search: PromptSearch) -> ChunkSteps:
+        work, search.work = search.work, None
         again = {"attempts": search.attempts_before, "most_back": search.most_back}
-        return ChunkSteps(self, search.inputs, search.prompt, search.chunk_index, **again)
+        return ChunkSteps(self, search.inputs, search.prompt, search.chunk_index, work=work, **again)
 
     def _advance(self, search: PromptSearch, *, is_first: bool) -> bool:
         """Makes a chunk, the call's first or a later one, or goes back. False when interrupted before it was done."""
@@ -476,17 +585,32 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         beams = steps.commit(search.beams, survivors)
         if log_weights is not None:
             beams = [replace(beam, log_weight=weight) for beam, weight in zip(beams, log_weights, strict=True)]
-        record = ChunkTrace.of(records, beams, search.plan.fusion_weight(search.chunk_index), steps.work, notes)
+        words = search.inputs.script.as_recorded(search.chunk_index)
+        weight = search.plan.fusion_weight(search.chunk_index)
+        record = ChunkTrace.of(records, beams, weight, steps.work, notes, words)
         search.prompt = steps.next_prompt
         search.finish_chunk(beams, record, monitored, survivors)
         return True
 
     def _choose(self, search: PromptSearch, steps: ChunkSteps) -> Choice:
-        """What the search keeps, then `max_lag` and the callback. Kept candidates have pixels if anybody looks.
+        """What the search keeps, or the given chunk. Kept candidates have pixels if anybody looks.
 
         Raises:
             ValueError, TypeError: the search or the callback gives no possible choice.
         """
+        beams = search.beams
+        if steps.is_given:
+            made = Choice(steps.score(beams, steps.given(beams)), [0]).without_lost()
+        else:
+            made = self._searched(search, steps)
+        if search.plan.has_pixels:
+            kept = [made.candidates[index] for index in dict.fromkeys(made.kept)]
+            decoded = dict(zip(dict.fromkeys(made.kept), steps.decode(beams, kept), strict=True))
+            made = replace(made, candidates=[decoded.get(row, c) for row, c in enumerate(made.candidates)])
+        return made.without_lost()
+
+    def _searched(self, search: PromptSearch, steps: ChunkSteps) -> Choice:
+        """What the search keeps, then `max_lag` and the callback."""
         plan, beams, request = search.plan, search.beams, search.plan.request
         at_most = most_kept(plan.search)  # before foreign code has run
         made = check_choice(
@@ -506,11 +630,7 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
             state = {"candidates": list(made.candidates), "kept": list(made.kept)}
             answer = request.callback_on_chunk_end(self, search.chunk_index, state)
             made = search.agreeing(kept_by_callback(answer, made, at_most))
-        if plan.has_pixels:
-            kept = [made.candidates[index] for index in dict.fromkeys(made.kept)]
-            decoded = dict(zip(dict.fromkeys(made.kept), steps.decode(beams, kept), strict=True))
-            made = replace(made, candidates=[decoded.get(row, c) for row, c in enumerate(made.candidates)])
-        return made.without_lost()
+        return made
 
     def _watched(
         self, search: PromptSearch, steps: ChunkSteps, survivors: list[Candidate]
@@ -519,10 +639,10 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         plan = search.plan
         if not plan.monitors:
             return {}
-        clips = steps.clips(search.beams, survivors, plan.request.reward_window - 1)
+        clips = steps.clips(search.beams, survivors, steps.clip_chunks - 1)
         with steps.work.timed("monitor", plan.device):
-            words = search.inputs.reward_words
-            return watched_scores(plan.monitors, clips, words, plan.fps, chunk_index=search.chunk_index)
+            index = search.chunk_index
+            return watched_scores(plan.monitors, clips, steps.reward_words, plan.fps, chunk_index=index)
 
     def _finish(self, search: PromptSearch) -> None:
         """Orders the beams of a whole video."""
@@ -530,14 +650,19 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         search.finish(self._order_beams(search))
 
     def _order_beams(self, search: PromptSearch) -> FinalTrace:
-        """The last beams, best first."""
+        """The last beams, best first. The parts of a video that have words of their own are scored by themselves."""
         plan, beams = search.plan, search.beams
         if plan.request.final_selection == "score" or not plan.has_reward:
             return order_by("score", [beam.score for beam in beams])
         if plan.video_reward is None:
             return order_by("image_reward", [mean_score(beam.short) for beam in beams])
-        videos = torch.stack([torch.cat(beam.frames) for beam in beams])
-        results = score_clips(plan.video_reward, videos, search.inputs.reward_words, plan.fps, name="video_reward")
+        scored, num_frames = [], []
+        for chunks in search.inputs.script.stretches(plan.num_chunks):
+            clips = torch.stack([torch.cat(beam.frames[chunks.start : chunks.stop]) for beam in beams])
+            words = search.inputs.reward_words(chunks.start)
+            scored.append(score_clips(plan.video_reward, clips, words, plan.fps, name="video_reward"))
+            num_frames.append(clips.shape[1])
+        results = [mean_over_parts(parts, num_frames) for parts in zip(*scored, strict=True)]
         for index, result in enumerate(results):
             if result.problem is not None:
                 logger.warning(f"Final selection: beam {index} comes last, {result.problem}.")
@@ -584,7 +709,7 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
             raise ValueError("This pipeline has no transformer: it can encode prompts and no more.")
         text_dim, tensor_inputs = self.transformer.config.text_dim, self._callback_tensor_inputs
         request.check(has_vae=self.vae is not None, text_dim=text_dim, tensor_inputs=tensor_inputs)
-        if request.prompt is not None:
+        if request.has_texts:
             check_encoding(self.tokenizer, self.text_encoder, request.max_sequence_length)
         for name, monitor in (request.monitors or {}).items():
             check_kind(f"monitors[{name!r}]", monitor)
@@ -592,7 +717,7 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
         given = {"height": request.height, "width": request.width}
         names = (name if value is not None else f"default_{name}" for name, value in given.items())
         geometry.check_size(height, width, tuple(names))
-        geometry.check_window(policy_sink_frames(memory, self.config.sink_frames))
+        geometry.check_window(self._sink_frames(memory), averages=getattr(memory, "averages", False))
         if num_frames is not None or not isinstance(request, StreamRequest):
             geometry.check_num_frames(num_frames)
         if policy_positions(memory) == "absolute":

@@ -26,9 +26,10 @@ def best_videos(searches: Sequence[PromptSearch], first_chunk: int = 0) -> np.nd
 
 def stream_chunk(search: PromptSearch, beam: Beam, index: int, output_type: str) -> StreamChunk:
     """A beam's chunk, to be given away."""
+    words = search.inputs.script.words(index)
     if output_type == "latent":
-        return StreamChunk(index, beam.latents[index], search.trace)
-    return StreamChunk(index, to_output([beam.frames[index]], output_type)[0], search.trace)
+        return StreamChunk(index, beam.latents[index], search.trace, words)
+    return StreamChunk(index, to_output([beam.frames[index]], output_type)[0], search.trace, words)
 
 
 def let_go(error: BaseException, searches: Sequence[PromptSearch], num_given: int = 0) -> None:

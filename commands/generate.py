@@ -9,9 +9,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from ..search.choice import most_kept
+from ..search.memory_sinking import RECACHE_MODES
 from ..search.request import VideoRequest
 from ..search.search_names import SearchText, argument_kinds, described, written
 from ..search.shipped import SHIPPED_SEARCHES
+from ..search.timeline import PromptTimeline
 from .video import FORMATS, write_video
 
 LARGEST_SEED = 2**53 - 1  # seeds stand in JSON, whose readers keep whole numbers exactly up to here
@@ -22,7 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Turns a prompt into a video, by search, with the demo model that comes with the package or with another. "
         "With no reward there is nothing to search by: the video is a plain sample."
     )
-    parser.add_argument("prompt", help='for example "a red circle moving left on a white background"')
+    parser.add_argument("prompt", nargs="?", help='for example "a red circle moving left on a white background"')
+    parser.add_argument(
+        "--timeline",
+        metavar="TEXT|FILE.json",
+        help='instead of PROMPT, prompts that change: "a red circle [3s] | a blue circle [2s]", or a file with '
+        '{"prompts": {"0": "a red circle", "45": "a blue circle"}} by frame',
+    )
+    parser.add_argument("--transition", type=int, help="chunks over which a changed prompt is mixed in")
+    parser.add_argument("--recache", choices=RECACHE_MODES, help="what becomes of the past when the prompt changes")
     add_model(parser)
     add_rewards(parser)
     add_output(parser)
@@ -34,9 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     request = {field.name: field.default for field in fields(VideoRequest)}
     parser.add_argument(
-        "--num-frames", type=int, default=request["num_frames"], help="12 k - 3; default: %(default)s, at 16 a second"
+        "--num-frames",
+        type=int,
+        help=f"12 k - 3; default: the timeline's, or {request['num_frames']}, at 16 a second",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--image", type=Path, help="a picture with which the video begins, RGB")
+    given.add_argument("--video", type=Path, help="a video that is continued; its frames count in --num-frames")
+    parser.add_argument(
+        "--resize", choices=["crop"], help="scales IMAGE or VIDEO to the model's size, cuts what is over"
+    )
     parser.add_argument(
         "--search",
         metavar="NAME",
@@ -90,19 +108,25 @@ def generate(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.seed <= LARGEST_SEED:
         raise ValueError(f"`--seed` is {arguments.seed}; it must lie between 0 and {LARGEST_SEED}, 2^53 - 1.")
     check_output(arguments)
-    search = chosen_search(arguments)
+    search, prompt, past = chosen_search(arguments), chosen_prompt(arguments), given_past(arguments)
     import torch
 
-    pipe = load_pipeline(arguments, arguments.prompt)
+    pipe = load_pipeline(arguments, prompt)
+    prompt = chosen_prompt(arguments, pipe.config.fps, pipe.config.chunk_frames)
     if pipe.image_reward is pipe.video_reward is None:
-        check_nothing_to_choose(VideoRequest(arguments.prompt, **search))
+        check_nothing_to_choose(VideoRequest(prompt, **search))
+    num_frames = arguments.num_frames
+    if num_frames is None:
+        num_frames = getattr(prompt, "num_frames", None) or VideoRequest.num_frames
     begin = time.perf_counter()
     output = pipe(
-        arguments.prompt,
-        num_frames=arguments.num_frames,
+        prompt,
+        num_frames=num_frames,
+        **{name: given for name in ("transition", "recache") if (given := getattr(arguments, name)) is not None},
         generator=torch.Generator().manual_seed(arguments.seed),
         **({} if arguments.save_to is None else {"save_to": arguments.save_to}),
         **search,
+        **past,
     )
     write_output(output, arguments, f"{decision(pipe, output.trace)}, found in {time.perf_counter() - begin:.1f} s")
 
@@ -153,6 +177,25 @@ def write_output(output: "StreamT1PipelineOutput", arguments: argparse.Namespace
     print(f"{path.with_suffix('.json')}: the trace of the search")
 
 
+def chosen_prompt(arguments: argparse.Namespace, fps: float = 16, chunk_frames: int = 3) -> str | PromptTimeline:
+    """The prompt, or the timeline for videos of so many frames per second and latent frames per chunk.
+
+    Raises:
+        TypeError, ValueError: there is not exactly one of the two, or the timeline can't be read.
+    """
+    given = arguments.timeline
+    if (arguments.prompt is None) == (given is None):
+        raise ValueError("Give a prompt, or `--timeline`, and not both.")
+    if given is None:
+        return arguments.prompt
+    if not given.endswith(".json"):
+        return PromptTimeline.parse(given, fps, chunk_frames=chunk_frames)
+    try:
+        return PromptTimeline.from_json(Path(given).read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"`--timeline` is {given}, which can't be read: {error}") from error
+
+
 def chosen_search(arguments: argparse.Namespace) -> dict[str, object]:
     """What the call is told of its search.
 
@@ -171,6 +214,21 @@ def chosen_search(arguments: argparse.Namespace) -> dict[str, object]:
     )  # a call knows its own defaults, which depend on the rewards
 
 
+def given_past(arguments: argparse.Namespace) -> dict[str, object]:
+    """What the call is told of the picture or the video with which the new one begins.
+
+    Raises:
+        ValueError: there is no such file, or nothing to resize.
+    """
+    given = {name: getattr(arguments, name) for name in ("image", "video") if getattr(arguments, name) is not None}
+    for name, path in given.items():
+        if not path.is_file():
+            raise ValueError(f"`--{name}` is {path}; there is no such file.")
+    if arguments.resize is not None and not given:
+        raise ValueError(f"`--resize` is {arguments.resize}, and there is no `--image` or `--video` to resize.")
+    return given if arguments.resize is None else {**given, "resize": arguments.resize}
+
+
 def check_nothing_to_choose(request: VideoRequest) -> None:
     """
     Raises:
@@ -186,10 +244,11 @@ def check_nothing_to_choose(request: VideoRequest) -> None:
 
 def decision(pipe: "StreamT1Pipeline", trace: "SearchTrace") -> str:  # noqa: F821 - loaded on use
     """What decided about the video: which rewards, among how many candidates."""
-    tried = sum(len(record.candidates) for record in trace.records)
+    num_given = trace.config["num_given_chunks"]
+    tried = sum(len(record.candidates) for record in trace.records) - num_given
     rewards = {name: getattr(pipe, name) for name in ("image_reward", "video_reward")}
     named = " and ".join(f"{name} {type(each).__name__}" for name, each in rewards.items() if each is not None)
-    if tried == len(trace.chunks):
+    if tried == len(trace.chunks) - num_given:
         return f"a plain sample, {f'scored by {named}' if named else 'with no reward to choose by'}"
     return f"the best of {tried} candidates by {named}"
 
@@ -230,12 +289,12 @@ def free_path(path: Path) -> Path:
             return free
 
 
-def load_demo(prompt: str | None = None) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
-    """The demo, and a word to those whose prompt it can't read."""
+def load_demo(prompt: str | PromptTimeline | None = None) -> "StreamT1Pipeline":  # noqa: F821 - loaded on use
+    """The demo, and a word to those whose prompts it can't read."""
     from ..demo import load_pipeline, vocabulary_note
 
-    note = None if prompt is None else vocabulary_note(prompt)
-    if note is not None:
+    texts = [] if prompt is None else [prompt] if isinstance(prompt, str) else prompt.texts
+    for note in dict.fromkeys(filter(None, map(vocabulary_note, texts))):
         print(note, file=sys.stderr)
     return load_pipeline()
 

@@ -6,7 +6,6 @@ much on a whole video, its clean passes and roll-outs included, in any way.
 """
 
 from ..search.choice import search_work
-from ..search.noise_propagation import MOST_CANDIDATES
 from ..search.search_names import SearchText
 
 
@@ -75,11 +74,11 @@ def _largest(
         ValueError: it takes none.
     """
     found, cheapest, problem = None, None, None
-    for number in range(1, MOST_CANDIDATES + 1 if place else 1):
+    for number in range(1, allowed // num_chunks + 1 if place else 1):  # each costs a forward of every chunk, or more
         scaled = written.having(place, number)
         try:
             cost = search_forwards(scaled.build(), num_steps, num_chunks)[side]
-        except ValueError as error:  # too few for its other numbers, or too many for it
+        except ValueError as error:  # too few for its other numbers
             problem = error
             continue
         cheapest = cost if cheapest is None else cheapest

@@ -36,20 +36,21 @@ def measure(
     prompt: str,
     fps: float,
     *,
-    frames_per_chunk: int,
+    chunk_lengths: tuple[int, int],
     in_windows: Container[str],
 ) -> Measurement:
     """Takes all metrics of a video. One that fails is recorded, the others go on.
 
     Args:
         frames: (F, 3, H, W) uint8.
-        frames_per_chunk: pixel frames of every chunk but the first, which has 3 fewer.
+        chunk_lengths: pixel frames of the first chunk and of a later one.
         in_windows: metrics that are also taken in windows, "NAME.lowest" being the lowest of these. Of the other
             metrics only the number of their own name is kept.
     """
     measurement = Measurement()
-    length = WINDOW_CHUNKS * frames_per_chunk - 3
-    begins = range(0, len(frames) - length + 1, frames_per_chunk)
+    first_length, chunk_length = chunk_lengths
+    length = first_length + (WINDOW_CHUNKS - 1) * chunk_length  # that of the first window, for all
+    begins = range(0, len(frames) - length + 1, chunk_length)
     for name, metric in metrics.items():
         try:
             scores = metric(frames, prompt, fps)

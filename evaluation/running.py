@@ -35,6 +35,8 @@ class Evaluation:
         pipe = self.pipe
         rewards = {name: _describe(getattr(pipe, name)) for name in ("image_reward", "video_reward")}
         config = {name: pipe.config[name] for name in ("chunk_frames", "window_frames", "sink_frames", "fps")}
+        if pipe.config.first_chunk_frames is not None:  # older rows name none
+            config["first_chunk_frames"] = pipe.config.first_chunk_frames
         return {
             "weights": {name: fingerprint(getattr(pipe, name)) for name in ("text_encoder", "transformer", "vae")},
             "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
@@ -97,13 +99,12 @@ class Evaluation:
             logger.warning(f"{job} failed, {type(error).__name__}: {error}")
             return new_row(job, error=f"{type(error).__name__}: {error}")
         seconds = time.perf_counter() - begin
-        frames_per_chunk = self.pipe.config.chunk_frames * self.pipe.geometry.temporal_factor
         measured = measure(
             self.metrics,
             video.frames,
             job.prompt,
             self.pipe.config.fps,
-            frames_per_chunk=frames_per_chunk,
+            chunk_lengths=self.pipe.geometry.pixel_frames,
             in_windows=self.in_windows,
         )
         for name, problem in measured.problems.items():

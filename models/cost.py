@@ -6,7 +6,7 @@ Norms, activations, rotary embedding and copies are not counted. Bytes are those
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import memory, streaming_decoder, transformer_causal_wan
+from . import memory, streaming_decoder, streaming_encoder, transformer_causal_wan
 
 
 class ForwardFlops(NamedTuple):
@@ -36,6 +36,7 @@ class ForwardShape:
     context_tokens: int  # of the memory that the batch reads, the chunk itself not counted
     text_tokens: int  # padding included
     fills_prompt: bool  # the first call of a prompt computes its keys and values for all
+    num_times: int = field(default=1, kw_only=True)  # timesteps of one candidate: one, or one per token
 
     def flops(self, config: FrozenDict) -> ForwardFlops:
         """Operations of the call in a `CausalWanTransformer3DModel` of this config."""
@@ -46,7 +47,7 @@ class ForwardShape:
         if self.fills_prompt:
             block += self.text_tokens * 2 * width**2
             embedded_text = self.text_tokens
-        embedders = self.batch_size * (config.freq_dim * width + 7 * width**2)  # of the timestep
+        embedders = self.batch_size * self.num_times * (config.freq_dim * width + 7 * width**2)  # of timesteps
         embedders += embedded_text * (config.text_dim * width + width**2)
         ends = tokens * math.prod(config.patch_size) * (config.in_channels + config.out_channels) * width
         attended = self.chunk_tokens + self.context_tokens + self.text_tokens
@@ -67,20 +68,51 @@ class DecodeCost:
 
 
 def decode_cost(
-    vae: AutoencoderKLWan, latent_shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32
+    vae: AutoencoderKLWan,
+    latent_shape: tuple[int, int, int, int],
+    dtype: torch.dtype = torch.float32,
+    first_frames: int | None = None,
 ) -> DecodeCost:
-    """Returns the cost of decoding a chunk of latents (C, F, H, W)."""
-    with torch.device("meta"):
-        empty = AutoencoderKLWan.from_config(vae.config)
-        torch.nn.Module.to(empty, dtype)  # diffusers' own `to` warns
-        decoder, latents = streaming_decoder.StreamingWanDecoder(empty), torch.empty(1, *latent_shape)
-    flops, workspace, state = [], [], None
-    for _ in range(2):
+    """Returns the cost of decoding a chunk of latents (C, F, H, W), the first one having `first_frames` if not F."""
+    num_channels, num_frames, *size = latent_shape
+    decoder, state = streaming_decoder.StreamingWanDecoder(_without_content(vae, dtype)), None
+    flops, workspace = [], []
+    for frames in (first_frames or num_frames, num_frames):
+        latents = torch.empty(1, num_channels, frames, *size, device="meta")
         with FlopCounterMode(display=False) as counter, LiveBytes() as live:
             _, state = decoder(latents, state)
         flops.append(counter.get_total_flops())
         workspace.append(live.peak - state.num_bytes)
     return DecodeCost(*flops, state_bytes=state.num_bytes, workspace_bytes=max(workspace))
+
+
+@dataclass(frozen=True)
+class EncodeCost:
+    """Cost of encoding a clip one latent frame after the other."""
+
+    first_flops: int  # of the first latent frame
+    later_flops: int
+    bytes: int  # feature cache and peak besides
+
+
+def encode_cost(vae: AutoencoderKLWan, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> EncodeCost:
+    """Returns the cost of encoding frames of `size`, height and width in pixels."""
+    encoder, state = streaming_encoder.StreamingWanEncoder(_without_content(vae, dtype)), None
+    flops, peak = [], []
+    for num_frames in (1, vae.config.scale_factor_temporal):
+        frames = torch.empty(1, 3, num_frames, *size, device="meta")
+        with FlopCounterMode(display=False) as counter, LiveBytes() as live:
+            _, state = encoder(frames, state)
+        flops.append(counter.get_total_flops())
+        peak.append(live.peak)
+    return EncodeCost(*flops, bytes=2 * max(peak))  # a state, and the next one
+
+
+def _without_content(vae: AutoencoderKLWan, dtype: torch.dtype) -> AutoencoderKLWan:
+    with torch.device("meta"):
+        empty = AutoencoderKLWan.from_config(vae.config)
+        torch.nn.Module.to(empty, dtype)  # diffusers' own `to` warns
+    return empty
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
@@ -96,7 +128,11 @@ def _stored_bytes(tensor: torch.Tensor) -> int:
 
 
 class ModelCosts:
-    """Costs of a transformer and a VAE at one size: a chunk of latents (C, F, H, W), and a text of so many tokens."""
+    """Costs of a transformer and a VAE at one size: a chunk of latents (C, F, H, W), and a text of so many tokens.
+
+    Args:
+        first_chunk_frames: latent frames of a video's first chunk. Default: F.
+    """
 
     def __init__(
         self,
@@ -104,45 +140,65 @@ class ModelCosts:
         vae: AutoencoderKLWan | None,
         latent_shape: tuple[int, int, int, int],
         text_tokens: int,
+        first_chunk_frames: int | None = None,
     ) -> None:
         self.transformer, self.vae, self.latent_shape = transformer, vae, latent_shape
         self.config, self.text_tokens, self.itemsize = transformer.config, text_tokens, transformer.dtype.itemsize
-        sides = zip(latent_shape[1:], self.config.patch_size, strict=True)
-        self.chunk_tokens = math.prod(size // patch for size, patch in sides)
+        sides = zip(latent_shape[2:], self.config.patch_size[1:], strict=True)
+        self.frame_tokens = math.prod(size // patch for size, patch in sides)
         width = self.config.num_attention_heads * self.config.attention_head_dim
         token_bytes = 2 * self.config.num_layers * width * self.itemsize
-        self.chunk_bytes, self.text_bytes = self.chunk_tokens * token_bytes, text_tokens * token_bytes
-        self.decode = None if vae is None else decode_cost(vae, latent_shape, vae.dtype)
+        self.frame_bytes, self.text_bytes = self.frame_tokens * token_bytes, text_tokens * token_bytes
+        self.decode = None if vae is None else decode_cost(vae, latent_shape, vae.dtype, first_chunk_frames)
 
-    def forward_flops(self, batch_size: int, context_chunks: int, fills_prompt: bool = False) -> int:
-        """Operations of one forward of `batch_size` chunks over the same memory."""
-        context_tokens = context_chunks * self.chunk_tokens
-        shape = ForwardShape(batch_size, self.chunk_tokens, context_tokens, self.text_tokens, fills_prompt)
+    def forward_flops(
+        self,
+        batch_size: int,
+        num_frames: int,
+        context_frames: int,
+        *,
+        fills_prompt: bool = False,
+        times_tokens: bool = False,
+    ) -> int:
+        """Operations of one forward of `batch_size` chunks of `num_frames` over the same memory.
+
+        Args:
+            fills_prompt: whether it is the first of its prompt.
+            times_tokens: whether every token has its own timestep.
+        """
+        own, context = (frames * self.frame_tokens for frames in (num_frames, context_frames))
+        num_times = own if times_tokens else 1
+        shape = ForwardShape(batch_size, own, context, self.text_tokens, fills_prompt, num_times=num_times)
         return sum(shape.flops(self.config))
 
-    def forward_bytes(self, batch_size: int, context_chunks: int) -> int:
+    def forward_bytes(self, batch_size: int, num_frames: int, context_frames: int) -> int:
         """Bytes of the context that a forward reads, plus the peak inside the forward."""
+        num_channels, _, *size = self.latent_shape
         with torch.device("meta"):
             config = {**self.config, "num_layers": 1}
             block = transformer_causal_wan.CausalWanTransformer3DModel.from_config(config)
             torch.nn.Module.to(block, self.transformer.dtype)
             embeds = torch.empty(1, 1, self.config.text_dim, dtype=block.dtype)
-            latents = torch.empty(batch_size, *self.latent_shape, dtype=block.dtype)
+            latents = torch.empty(batch_size, num_channels, num_frames, *size, dtype=block.dtype)
             context = memory.ChunkMemory().context(
-                self.latent_shape[1:],
+                (num_frames, *size),
                 patch_size=self.config.patch_size,
                 head_dim=self.config.attention_head_dim,
                 positions="relative",
                 prompt=memory.PromptMemory(),
                 device=torch.device("meta"),
             )
-            if context_chunks:
+            if context_frames:
                 heads = (self.config.num_attention_heads, self.config.attention_head_dim)
-                tokens = context_chunks * self.chunk_tokens
+                tokens = context_frames * self.frame_tokens
                 context.key, context.value = torch.empty(2, 1, tokens, *heads, dtype=block.dtype)
             with torch.no_grad(), LiveBytes() as live, _FusedAttention():
                 block(latents, torch.empty(batch_size, dtype=torch.float32), embeds, context=context)
-        return context_chunks * self.chunk_bytes + live.peak
+        return context_frames * self.frame_bytes + live.peak
+
+    def encode_cost(self, size: tuple[int, int]) -> EncodeCost:
+        """Cost of encoding a given past of `size`, height and width in pixels."""
+        return encode_cost(self.vae, size, self.vae.dtype)
 
     def decode_flops(self, is_first: bool) -> int:
         return self.decode.first_flops if is_first else self.decode.later_flops

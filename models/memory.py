@@ -9,7 +9,7 @@ positions. `ChunkMemory.context` turns a memory into what a forward reads, once 
 Axes: B batch, L tokens, N heads, D head dim; the leading axis of stored keys and values counts transformer layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -36,7 +36,15 @@ class CachedChunk:
         """`decay * self + (1 - decay) * evicted` at this chunk's own position, in float32.
 
         In bfloat16 a decay of 0.999 would be lost: 0.999 * x rounds to x.
+
+        Raises:
+            ValueError: the two are of different lengths.
         """
+        if evicted.num_frames != self.num_frames:
+            raise ValueError(
+                f"A chunk of {evicted.num_frames} latent frames cannot be averaged into a sink of {self.num_frames}. "
+                "Choose `sink_frames` so that the last sink is a later chunk than the first."
+            )
         key = torch.lerp(evicted.key.float(), self.key.float(), decay)
         value = torch.lerp(evicted.value.float(), self.value.float(), decay)
         return replace(self, key=key, value=value)
@@ -77,6 +85,7 @@ class ChunkMemory:
         positions: Literal["absolute", "relative"],
         prompt: "PromptMemory",
         device: torch.device,
+        first_position: int | None = None,
     ) -> "ChunkContext":
         """Returns the context of the next chunk's forwards, for all steps and all candidates of this memory's beam.
 
@@ -88,6 +97,7 @@ class ChunkMemory:
                 sinks first, then the window, then the chunk itself.
             prompt: cross-attention keys and values, filled by the first forward.
             device: where the forwards run.
+            first_position: of the chunk's first frame, instead of the one that `positions` gives it.
         """
         num_frames, height, width = (size // patch for size, patch in zip(latent_shape, patch_size, strict=True))
         chunks = (*self.sinks, *self.window)
@@ -95,6 +105,7 @@ class ChunkMemory:
         first = self.num_frames
         if positions == "relative":
             past, first = range(len(past)), len(past)
+        first = first if first_position is None else first_position
         frames = (*past, *range(first, first + num_frames))
         table = rotary.rotary_table(frames, height, width, head_dim, device)
         past_table, table = table.split((len(past) * height * width, num_frames * height * width))
@@ -198,3 +209,15 @@ class ChunkRecord:
     def chunk(self, index: int, start_frame: int, num_frames: int) -> CachedChunk:
         """Returns the recorded keys and values as a chunk of the video."""
         return CachedChunk(self.key, self.value, index, start_frame, num_frames, self.key.dtype)
+
+    def split(self, first_index: int, start_frame: int, lengths: Sequence[int]) -> list[CachedChunk]:
+        """Returns the recorded keys and values as neighbouring chunks of so many latent frames each."""
+        tokens_per_frame, chunks = self.key.shape[1] // sum(lengths), []
+        sizes = [frames * tokens_per_frame for frames in lengths]
+        parts = (each.split(sizes, dim=1) for each in (self.key, self.value))
+        for index, (key, value, frames) in enumerate(zip(*parts, lengths, strict=True), start=first_index):
+            # Copies: a view would keep the whole record alive for as long as one chunk of it is.
+            key, value = (each.clone(memory_format=torch.contiguous_format) for each in (key, value))
+            chunks.append(CachedChunk(key, value, index, start_frame, frames, self.key.dtype))
+            start_frame += frames
+        return chunks

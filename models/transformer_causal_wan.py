@@ -146,7 +146,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
         Args:
             hidden_states: (B, C, F, H, W) latents; with `context`, one chunk of B candidates of the same beam.
-            timestep: (B,) floats in [0, 1000], `1000 * sigma`; 0 for the clean pass.
+            timestep: (B,) floats in [0, 1000], `1000 * sigma`; 0 for the clean pass. Or (B, L), one per token.
             encoder_hidden_states: (B, text tokens, text dim); with `context` (1, ...), the candidates' one prompt.
             context: made by `ChunkMemory.context`. If it records, this pass writes its keys and values there.
 
@@ -200,13 +200,17 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         if context.record is not None:
             context.record.allocate(len(self.blocks), heads, hidden_states)
 
-        time, time_modulation, text, _ = self.condition_embedder(timestep, prompt_embeds, None)
-        time_modulation = time_modulation.unflatten(1, (6, -1))  # (B, 6, dim)
+        num_times = timestep.shape[1] if timestep.ndim == 2 else None
+        time, time_modulation, text, _ = self.condition_embedder(
+            timestep.flatten(), prompt_embeds, None, timestep_seq_len=num_times
+        )
+        time_modulation = time_modulation.unflatten(-1, (6, -1))  # (B, 6, dim) or (B, L, 6, dim)
         for index, block in enumerate(self.blocks):
             hidden_states = block(hidden_states, prompt.layer(index, text), time_modulation, context.layer(index))
         prompt.is_filled = True
 
-        shift, scale = (self.scale_shift_table.to(time.device) + time.unsqueeze(1)).chunk(2, dim=1)  # (B, 1, dim)
+        ends = self.scale_shift_table.to(time.device) + time.unsqueeze(-2)  # (B, 2, dim) or (B, L, 2, dim)
+        shift, scale = ends.unbind(-2) if timestep.ndim == 2 else ends.chunk(2, dim=1)  # (B, L, dim) or (B, 1, dim)
         shift, scale = shift.to(hidden_states.device), scale.to(hidden_states.device)
         hidden_states = (self.norm_out(hidden_states.float()) * (1 + scale) + shift).type_as(hidden_states)
         patches = self.proj_out(hidden_states).unflatten(2, (*self.config.patch_size, -1)).unflatten(1, grid)

@@ -5,7 +5,7 @@ Axes: B clips, F frames, H height and W width in pixels.
 
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -66,6 +66,18 @@ def score_clips(
     logger.warning(f"{problem}. Trying its {len(frames)} clips one by one.")
     singles = zip(frames.split(1), prompts, strict=True)
     return [score for clip, text in singles for score in score_clips(reward, clip, [text], fps, name=name)]
+
+
+def mean_over_parts(scores: Sequence[RewardScore], num_frames: Sequence[int]) -> RewardScore:
+    """The mean of what a reward said of the parts of one video, each weighing its frames.
+
+    A part without a score leaves the video without one, for its reason.
+    """
+    unscored = [score for score in scores if score.score is None]
+    if unscored or len(scores) == 1:
+        return (unscored or scores)[0]
+    total = sum(score.score * frames for score, frames in zip(scores, num_frames, strict=True))
+    return RewardScore(total / sum(num_frames))
 
 
 def clear_variables(error: BaseException | None) -> None:

@@ -33,7 +33,7 @@ class Beam:
     decoder_state: "object | Literal[Released.RELEASED] | None" = None  # None: nothing is decoded yet
     latents: tuple[torch.Tensor | None, ...] = ()  # one (C, F, H, W) per chunk; None: forgotten, in an endless stream
     frames: tuple[torch.Tensor | None, ...] = ()  # one (F, 3, H, W) uint8 per chunk; empty when nobody asks for pixels
-    noise: torch.Tensor | None = None  # (F, C, H, W) initial noise of the last chunk
+    noise: torch.Tensor | None = None  # (F, C, H, W) initial noise of the last chunk; None: it is given
     seeds: tuple[int, ...] = ()  # one per chunk, as are the next four
     short: tuple[float | None, ...] = ()  # image reward; None without one
     long: tuple[float | None, ...] = ()  # video reward; None without one
@@ -77,7 +77,7 @@ class Candidate:
 
     parent: int  # index of its beam
     seed: int
-    noise: torch.Tensor  # (F, C, H, W) initial noise
+    noise: torch.Tensor | None  # (F, C, H, W) initial noise; None: the chunk is given, and not made
     renoise: tuple[torch.Tensor, ...]  # the same shape, added after each step but the last
     chunk_index: int = 0
     number: int = 0  # counts a chunk's candidates in the order in which they were proposed
@@ -110,12 +110,21 @@ class Candidate:
         return f"Candidate({place}, step={self.step} of {self.num_steps}, {told})"
 
     @property
+    def is_given(self) -> bool:
+        return self.noise is None
+
+    @property
     def num_steps(self) -> int:
-        return len(self.renoise) + 1
+        return 0 if self.is_given else len(self.renoise) + 1
 
     @property
     def own(self) -> list[str]:
-        """What a search put instead of what its seed and its beam gave: "noise", "memory", both or nothing."""
+        """What a search put instead of what its seed and its beam gave: "noise", "memory", both or nothing.
+
+        Of a chunk that the caller gave: "given".
+        """
+        if self.is_given:
+            return ["given"]
         is_drawn = not self.drawn or all(a is b for a, b in zip((self.noise, *self.renoise), self.drawn, strict=True))
         return ([] if is_drawn else ["noise"]) + ([] if self.memory is None else ["memory"])
 

@@ -40,7 +40,8 @@ class BestOfN:
         return self.num_videos
 
     def __call__(self, steps: object, beams: "list[beam.Beam]") -> "choice.Choice":
-        counts = [self.num_videos] if steps.chunk_index == 0 else [1] * len(beams)
+        has_begun = len(beams) > 1 or beams[0].lineage is not None
+        counts = [1] * len(beams) if has_begun else [self.num_videos]
         candidates = []
         for candidate in steps.propose(beams, counts):
             candidates += steps.score(beams, steps.denoise(beams, [candidate]))

@@ -6,7 +6,8 @@ chunk leaves. To write one, give a class these members (deriving from `MemoryPol
 - `route(short_scores, long_scores)`: the route of the newest chunk, from the scores of its beam's chunks so far;
 - `evict(sinks, chunk, route)`: the sinks after `chunk` has left the window;
 - `positions`: "absolute" (the default) or "relative";
-- `first_sink_frames(sink_frames)`: how many of the video's first frames are sinks, given the pipeline's setting.
+- `first_sink_frames(sink_frames)`: how many of the video's first frames are sinks, given the pipeline's setting;
+- `recache_modes`: what it can do with the past when the prompt changes, its own choice first; absent, everything.
 
 `sinks` is a tuple of values with `num_frames`, `start_frame`, and `average(chunk, decay)`, which gives a new sink.
 """
@@ -15,11 +16,12 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 from . import geometry
 
 Positions = Literal["absolute", "relative"]
+RECACHE_MODES = ("window", "all", "none", "flush")
 Memory = TypeVar("Memory")
 
 
@@ -50,6 +52,7 @@ class MemoryPolicy:
     """
 
     positions: Positions = "absolute"
+    recache_modes: ClassVar[tuple[str, ...]] = RECACHE_MODES
 
     def __post_init__(self) -> None:
         check_positions("positions", self.positions)
@@ -83,6 +86,8 @@ class StaticSink(MemoryPolicy):
 @dataclass(frozen=True)
 class _AveragingPolicy(MemoryPolicy):
     """What averages into sinks needs one to begin with, and a decay."""
+
+    averages = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,14 +173,23 @@ def check_positions(name: str, positions: object) -> None:
         raise ValueError(f'`{name}` is {positions!r}; it must be "absolute" or "relative".')
 
 
-def decided_route(policy: MemoryPolicy, short_scores: Sequence[float], long_scores: Sequence[float]) -> str | None:
+def decided_route(
+    policy: MemoryPolicy, short_scores: Sequence[float], long_scores: Sequence[float], since: int = 0
+) -> str | None:
     """The name of the newest chunk's route by `policy`; None for chunk 0, which has none.
+
+    Args:
+        since: chunk of the last change of the prompt: scores before it are of other words. The first chunk under new
+            words is discarded, since a route compares.
 
     Raises:
         ValueError: the policy gave no route.
     """
     if len(short_scores) == 1:
         return None
+    short_scores, long_scores = short_scores[since:], long_scores[since:]
+    if len(short_scores) == 1:
+        return Route.DISCARD.value
     route = policy.route(short_scores, long_scores)
     names = [possible.value for possible in Route]
     if not isinstance(route, str) or route not in names:

@@ -40,6 +40,7 @@ class StreamChunk:
     # "np": (F, H, W, 3) float in [0, 1]; "pt": (F, 3, H, W) likewise; "pil": F pictures; "latent": (C, F, h, w)
     frames: np.ndarray | torch.Tensor | list
     trace: "trace.SearchTrace"  # of the search so far; it goes on growing, and the last whole one has its `final`
+    prompt: str | None = None  # what the chunk was to show; None where there were only embeddings
 
 
 class NoCandidateLeftError(RuntimeError):

@@ -14,6 +14,7 @@ potentials no longer telescope; here the beams carry their log weights on.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from diffusers.utils import logging
 
@@ -48,8 +49,8 @@ class ParticleSearch:
 
     num_particles: int
     strength: float
-    potential: str = "difference"
-    resampling: str = "systematic"
+    potential: Literal["difference", "max", "sum"] = "difference"
+    resampling: Literal["systematic", "stratified", "multinomial", "residual"] = "systematic"
     threshold: float = 0.5
     tempering: float | None = None
 

@@ -5,7 +5,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from . import beam_search, choice, memory_sinking, recorded, request, request_checks, reward_pruning, trace
+from . import (
+    beam_search,
+    choice,
+    given_past,
+    memory_sinking,
+    recorded,
+    request,
+    request_checks,
+    reward_pruning,
+    script,
+    timeline,
+    trace,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,12 +27,15 @@ class SearchPlan:
     request: "request.VideoRequest"
     search: Callable  # `(steps, beams) -> Choice`
     policy: "memory_sinking.MemoryPolicy"
+    scripts: "tuple[script.PromptScript, ...]"  # one per prompt, their words not encoded yet
+    recache: str  # what becomes of the past when a prompt changes
     image_reward: Callable | None  # `reward(frames, prompt, fps)`
     video_reward: Callable | None
     monitors: dict[str, Callable]  # rewards that are recorded and never searched by
     num_chunks: int  # N of unit 2; of an endless stream its horizon
     size: tuple[int, int]  # pixels, height and width
-    latent_shape: tuple[int, int, int, int]  # one chunk's C, F, h, w
+    latent_shape: tuple[int, int, int, int]  # one chunk's C, F, h, w, but for the first
+    first_chunk_frames: int  # latent frames of the first
     window_frames: int  # latent frames of context, the first sinks and the current chunk included
     sink_frames: int  # first latent frames that are sinks: the policy's say
     levels: tuple[float, ...]  # sigma of every step, after the shift, then 0
@@ -28,6 +43,8 @@ class SearchPlan:
     fps: float
     device: torch.device  # where the models run; looked up once, the pipeline walks all its modules for it
     dtype: torch.dtype  # of the latents that the transformer is fed
+    past: "given_past.GivenPast | None" = None  # with what the videos begin
+    num_given_chunks: int = 0  # first chunks that are given whole
 
     @property
     def is_endless(self) -> bool:
@@ -73,6 +90,28 @@ class SearchPlan:
         """Base seeds that each prompt's search draws."""
         return getattr(self.search, "num_lineages", 1)
 
+    @property
+    def is_clamped(self) -> bool:
+        """Whether the first latent frame is given, and made to be what it is."""
+        return self.past is not None and self.num_given_chunks == 0
+
+    def first_frame(self, chunk_index: int) -> int:
+        """Latent frames before a chunk."""
+        return self.first_chunk_frames + (chunk_index - 1) * self.latent_shape[1] if chunk_index else 0
+
+    def num_latents(self, chunk_index: int) -> int:
+        """Latent frames of a chunk."""
+        return self.latent_shape[1] if chunk_index else self.first_chunk_frames
+
+    def chunk_shape(self, chunk_index: int) -> tuple[int, int, int, int]:
+        """A chunk's C, F, h, w."""
+        num_channels, _, *size = self.latent_shape
+        return num_channels, self.num_latents(chunk_index), *size
+
+    def chunk_frames(self, chunk_index: int) -> slice:
+        """A chunk's latent frames in the video."""
+        return slice(self.first_frame(chunk_index), self.first_frame(chunk_index + 1))
+
     def is_last(self, chunk_index: int) -> bool:
         return not self.is_endless and chunk_index == self.num_chunks - 1
 
@@ -101,6 +140,7 @@ class SearchPlan:
             "num_frames": self.request.num_frames,
             "num_chunks": self.num_chunks,
             "chunk_frames": self.latent_shape[1],
+            "first_chunk_frames": self.first_chunk_frames,
             "window_frames": self.window_frames,
             "sink_frames": self.sink_frames,
             "levels": list(self.levels[:-1]),
@@ -108,6 +148,9 @@ class SearchPlan:
             "num_beams": choice.most_ended(self.search),
             "num_candidates": None if beams is None else beams.num_candidates,
             **self.request.as_config(),
+            "given": None if self.past is None else self.past.name,
+            "num_given_chunks": self.num_given_chunks,
+            "recache": self.recache,
             "memory": {"policy": memory.pop("name"), **memory},
         }
 
@@ -118,13 +161,15 @@ class PromptPlan:
 
     plan: SearchPlan
     seeds: tuple[int, ...]  # bases of the candidates' seeds, one per lineage
-    words: str | None  # the prompt; None where there are only embeddings
-    reward_prompt: str | None  # what rewards read; None where they read empty texts
+    prompt: "str | timeline.PromptTimeline | None"  # as the caller gave it; None where there are only embeddings
+    reward_prompt: "str | timeline.PromptTimeline | None"  # likewise; None where rewards read empty texts
+    script: "script.PromptScript"  # the prompts by chunk, with what a running stream changed
     noise: torch.Tensor | None  # (C, F, h, w) of the whole video, if the caller gave it
+    given: torch.Tensor | None = None  # (C, F, h, w) clean latents with which the video begins, if it is given some
 
-    @property
-    def reward_words(self) -> str:
-        return self.reward_prompt or ""
+    def reward_words(self, chunk_index: int) -> str:
+        """What rewards read at a chunk."""
+        return self.script.reward_prompt(chunk_index) or ""
 
     def new_trace(
         self, version: str, call_seed: int | None = None, made_with: "dict[str, trace.Json] | None" = None
@@ -136,7 +181,9 @@ class PromptPlan:
             call_seed: of the generator that gave the bases.
             made_with: model, rewards, dtype, device and versions.
         """
-        config = {"prompt": self.words, "reward_prompt": self.reward_prompt, **self.plan.as_config()}
+        words = {name: getattr(self, name) for name in ("prompt", "reward_prompt")}
+        words = {name: text.as_config() if timeline.is_timeline(text) else text for name, text in words.items()}
+        config = {**words, **self.plan.as_config()}
         record = trace.SearchTrace(config, self.seeds[0], self.plan.fps, version, chunks=[])
         return replace(record, call_seed=call_seed, seeds=list(self.seeds), made_with=made_with or {})
 
@@ -154,8 +201,8 @@ def check_plan(plan: SearchPlan) -> None:
     if latents is None:
         return
     request_checks.check_float_tensor("latents", latents)
-    num_channels, num_frames, *size = plan.latent_shape
-    wanted = (plan.request.num_prompts, num_channels, plan.num_chunks * num_frames, *size)
+    num_channels, _, *size = plan.latent_shape
+    wanted = (plan.request.num_prompts, num_channels, plan.first_frame(plan.num_chunks), *size)
     if tuple(latents.shape) != wanted:
         raise ValueError(f"`latents` has shape {tuple(latents.shape)}; the noise of this call has {wanted}.")
     request_checks.check_finite("latents", latents)

@@ -38,6 +38,24 @@ def policy_positions(memory: object) -> str:
     return getattr(memory, "positions", "absolute")
 
 
+def policy_recache(memory: object, recache: str | None, argument: str = "recache") -> str:
+    """What becomes of the past when the prompt changes; None: the policy's own choice.
+
+    Args:
+        argument: that brought `recache`, for messages.
+
+    Raises:
+        ValueError: the policy does not serve it, or names what there is not.
+    """
+    modes, name, known = getattr(memory, "recache_modes", None), type(memory).__name__, memory_sinking.RECACHE_MODES
+    modes = known if modes is None else modes
+    if not isinstance(modes, tuple) or not modes or not set(modes) <= set(known):
+        raise ValueError(f"`recache_modes` of {name} is {modes!r}; it must be a tuple of some of {', '.join(known)}.")
+    if recache is not None and recache not in modes:
+        raise ValueError(f"`{argument}` is {recache!r}; {name} can do {' or '.join(map(repr, modes))}.")
+    return modes[0] if recache is None else recache
+
+
 def policy_sink_frames(memory: object, sink_frames: int) -> int:
     """How many first frames the policy keeps as sinks; the pipeline's `sink_frames` when it has no say.
 

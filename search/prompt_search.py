@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from diffusers.utils import logging
 
-from . import beam, choice, plan, reward_pruning, saved_run, trace
+from . import beam, choice, plan, reward_pruning, saved_run, script, trace
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +32,7 @@ class PromptSearch:
     beams: "list[beam.Beam]"  # best first
     older: tuple[tuple["list[beam.Beam]", object], ...] = ()  # beams and prompt of the chunks to which it may go back
     attempts: dict[int, Attempts] = field(default_factory=dict)  # by chunk, of those that were given up
-    first_prompt: torch.Tensor | None = None  # (1, L, text dim), as the first chunk reads it
+    work: "trace.ChunkWork | None" = None  # done for its next chunk before the chunk was begun
     kept: "list[saved_run.KeptChunk]" = field(default_factory=list)  # every chunk's, if the run is kept in a file
     file: "saved_run.RunFile | None" = None  # of all searches of the call
 
@@ -86,10 +86,17 @@ class PromptSearch:
         if self.plan.is_endless:
             self.trace.keep_last(self.plan.num_chunks)
         if self.file is not None:
-            last, prompt = self.kept[-1].prompt if self.kept else self.first_prompt, self.prompt.embeds.cpu()
-            prompt = last if torch.equal(prompt, last) else prompt
-            self.kept.append(saved_run.KeptChunk.of(survivors, beams, prompt))
+            self.kept.append(saved_run.KeptChunk.of(survivors, beams, self._changed_prompt()))
             self.file.write()
+
+    def _changed_prompt(self) -> torch.Tensor | None:
+        """The last chunk's embeddings on the CPU, if a callback made them others than the script's."""
+        embeds = self.prompt.embeds
+        if torch.equal(embeds, self.inputs.script.embeds(self.chunk_index - 1)):
+            return None
+        last = self.kept[-1].prompt if self.kept else None
+        embeds = embeds.cpu()
+        return last if last is not None and torch.equal(embeds, last) else embeds
 
     def finish(self, final: "trace.FinalTrace") -> None:
         """Enters the order of a whole video's beams."""
@@ -103,16 +110,25 @@ class PromptSearch:
         Args:
             num_before: so many are known to be settled.
         """
-        num_shared, last = num_before, self.chunk_index - self.plan.depth
+        num_given = min(self.plan.num_given_chunks, self.chunk_index)
+        num_shared, last = num_before, max(self.chunk_index - self.plan.depth, num_given)
         while num_shared < last and len({id(beam.latents[num_shared]) for beam in self.beams}) == 1:
             num_shared += 1
         return num_shared
 
     def forget(self, num_yielded: int) -> None:
-        """Lets go of what an endless stream has given away and no reward reads again."""
-        before = min(num_yielded, self.chunk_index - self.plan.request.reward_window)
+        """Lets go of what an endless stream has given away and nothing reads again."""
+        most_read = max(self.plan.request.reward_window, -(-self.plan.window_frames // self.plan.latent_shape[1]))
+        before = min(num_yielded, self.chunk_index - most_read)  # a changed prompt makes the window again
         if self.plan.is_endless and before > 0:
             self.beams = [beam.forget(before) for beam in self.beams]
+            self.inputs = replace(self.inputs, script=self.inputs.script.forget(before))
+
+    def change_prompt(self, change: "script.PromptChange", reward_words: str | None = None) -> None:
+        """Changes the prompt of the next chunk and of those after it. Chunks that are made keep their own."""
+        self.inputs = replace(self.inputs, script=self.inputs.script.changed(change, reward_words))
+        if self.chunk_index == 0:
+            self.prompt = self.prompt.changed(change.embeds)
 
     @property
     def attempts_before(self) -> Attempts:
@@ -145,7 +161,8 @@ class PromptSearch:
             )
         self.attempts = {**self.attempts, self.chunk_index: turned}
         weight = self.plan.fusion_weight(self.chunk_index)
-        record = trace.ChunkTrace.of(made.traces(), [], weight, work, made.notes)
+        words = self.inputs.script.as_recorded(self.chunk_index)
+        record = trace.ChunkTrace.of(made.traces(), [], weight, work, made.notes, words)
         self.trace.give_up(made.back, record)
         if made.back > 0:
             self.beams, self.prompt = self.older[-made.back]
@@ -155,8 +172,11 @@ class PromptSearch:
             self.file.write()
 
     def keep_for_going_back(self) -> None:
-        """Keeps the beams of the chunk that is being made, with their decoder states, as long as it may come again."""
-        if self.plan.depth > 0:
+        """Keeps the beams of the chunk that is being made, with their decoder states, as long as it may come again.
+
+        A given chunk never does.
+        """
+        if self.plan.depth > 0 and self.chunk_index >= self.plan.num_given_chunks:
             self.older = (*self.older, (self.beams, self.prompt))[-self.plan.depth :]
 
     def release_decoder_states(self) -> None:

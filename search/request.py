@@ -11,17 +11,22 @@ from . import (
     beam_search,
     choice,
     geometry,
+    given_past,
     memory_sinking,
     noise_propagation,
     policy_config,
     recorded,
     request_checks,
+    script,
+    timeline,
 )
 
 CHOICES = {
     "score_normalization": (None, "zscore", "rank"),
     "candidate_seeds": tuple(noise_propagation.SEED_MODES),
     "final_selection": ("video_reward", "score"),
+    "resize": given_past.RESIZES,
+    "recache": (None, *memory_sinking.RECACHE_MODES),
 }
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
@@ -31,9 +36,10 @@ class VideoRequest:
     """What a call asks for.
 
     Args:
-        prompt: what to show; a list makes a video of each, one after the other.
+        prompt: what to show, one text or a `PromptTimeline`; a list makes a video of each, one after the other.
         height, width: pixels; multiples of the VAE's factor times the transformer's patch. Default: the model's own.
-        num_frames: pixel frames, `4 * (latent frames - 1) + 1` with latent frames a multiple of `chunk_frames`.
+        num_frames: pixel frames, `4 * (latent frames - 1) + 1` with latent frames a multiple of `chunk_frames`, those
+            included that are given.
         num_inference_steps: steps per chunk, evenly spaced before the shift. Default: the model's own steps.
         sigmas: u of every step, before the shift as everywhere in diffusers, instead of a number of steps.
         num_videos_per_prompt: how many of the last beams to return, at most as many as the search keeps.
@@ -58,7 +64,7 @@ class VideoRequest:
             video reward the last `reward_window` chunks. None: the component; False: none; a converted reward's
             folder or Hub id is loaded for this call. One alone ranks every chunk; with neither nothing can be
             dropped, unless `callback_on_chunk_end` chooses.
-        reward_prompt: what rewards read, when it is not the prompt.
+        reward_prompt: what rewards read, when it is not the prompt; a timeline too.
         monitors: rewards under names, recorded for the kept candidates (`trace.monitors`) and never searched by. They
             see the last `reward_window` chunks. A monitor's parts are recorded as "NAME.PART", so no name may begin
             with another one and a dot.
@@ -74,11 +80,26 @@ class VideoRequest:
         callback_on_chunk_end: `f(pipe, chunk_index, {"candidates": [...], "kept": [...]}) -> dict or None`. `kept` are
             indices into `candidates`, best first; a returned `kept` replaces the choice.
         trace_thumbnails: keep a small picture of every candidate in the trace.
+        transition: chunks over which a changed prompt is mixed in: chunk k of n weighs it k / n. 0 is 1, a hard
+            change.
+        recache: what is remembered of the past when the prompt changes: "window" makes the window's keys and values
+            again under the new prompt, "all" those of the sinks too, "none" nothing; "flush" keeps the sinks and the
+            newest frames alone. Default: the memory policy's own.
+        image: the video's first picture, for all prompts: PIL image (RGB), array (H, W, 3), tensor (3, H, W), uint8 or
+            floats in [0, 1], or the path of a picture. Where a first chunk is of one latent frame, it is that chunk;
+            else the first latent frame of chunk 0 is held to it.
+        image_latents: (1, C, 1, h, w), instead of `image`, in the model's space.
+        video: the video's first chunks, for all prompts: a list of PIL images, array (F, H, W, 3), tensor
+            (F, 3, H, W), or the path of a video file of the model's frame rate; F is a length that a video can have.
+            They are remembered as if they had been made, scored but not chosen, and the search goes on from there.
+        video_latents: (1, C, F, h, w), instead of `video`, in the model's space; whole chunks.
+        resize: "crop" scales `image` or `video` until it covers the video's size, and cuts out the middle. Default:
+            another size is refused, and the video's is that of what is given.
         save_to: a file, not there yet, that is written anew after every chunk, so that `pipe.resume` goes on with a
             run that was stopped, bit for bit, or makes a finished one longer.
     """
 
-    prompt: str | list[str] | None = None
+    prompt: "str | timeline.PromptTimeline | list[str | timeline.PromptTimeline] | None" = None
     height: int | None = None
     width: int | None = None
     num_frames: int | None = 81
@@ -101,7 +122,7 @@ class VideoRequest:
     noise_correlation: float = -0.1
     image_reward: Callable | str | bool | None = None
     video_reward: Callable | str | bool | None = None
-    reward_prompt: str | list[str] | None = None
+    reward_prompt: "str | timeline.PromptTimeline | list[str | timeline.PromptTimeline] | None" = None
     monitors: dict[str, Callable | str] | None = None
     short_weight_cap: float = 0.4
     score_normalization: str | None = None
@@ -112,6 +133,13 @@ class VideoRequest:
     max_lag: int | None = None
     callback_on_chunk_end: Callable | None = None
     trace_thumbnails: bool = False
+    transition: int = 0
+    recache: str | None = None
+    image: object | None = None
+    image_latents: torch.Tensor | None = None
+    video: object | None = None
+    video_latents: torch.Tensor | None = None
+    resize: str | None = None
     save_to: "str | PathLike | None" = None
 
     def __post_init__(self) -> None:
@@ -121,6 +149,7 @@ class VideoRequest:
         """
         for name in ("num_videos_per_prompt", "reward_window", "max_sequence_length"):
             self._keep(name, geometry.whole_number(name, getattr(self, name), least=1))
+        self._keep("transition", geometry.whole_number("transition", self.transition, least=0))
         leasts = {"num_beams": 1, "num_candidates": 1, "max_lag": 0}
         for name, least in {**leasts, "height": None, "width": None, "num_frames": None}.items():
             if getattr(self, name) is not None:
@@ -142,6 +171,7 @@ class VideoRequest:
                 raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
         if not isinstance(self.output_type, str) or self.output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {self.output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}.")
+        self._check_given()
         for name in request_checks.CALLBACKS:
             request_checks.check_callback(name, getattr(self, name))
         if self.attention_kwargs is not None:
@@ -156,6 +186,20 @@ class VideoRequest:
 
     def _keep(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    @property
+    def given_name(self) -> str | None:
+        """The argument that gives a past, if one does."""
+        names = (*given_past.PIXELS, *given_past.LATENTS)
+        return next((name for name in names if getattr(self, name) is not None), None)
+
+    def _check_given(self) -> None:
+        names = (*given_past.PIXELS, *given_past.LATENTS)
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"Got both `{given[0]}` and `{given[1]}`; a video begins with one of them.")
+        if self.resize is not None and self.given_name not in given_past.PIXELS:
+            raise ValueError(f"`resize` is {self.resize!r}, and there is no `image` or `video` to resize.")
 
     def _check_search(self) -> None:
         choice.check_search(self.search)
@@ -240,7 +284,12 @@ class VideoRequest:
     def num_prompts(self) -> int:
         if self.prompt is None:
             return len(self.prompt_embeds)
-        return 1 if isinstance(self.prompt, str) else len(self.prompt)
+        return len(self.prompt) if isinstance(self.prompt, list) else 1
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether there is something to encode."""
+        return any(each.texts if timeline.is_timeline(each) else each is not None for each in self.prompts())
 
     @property
     def callback_tensor_inputs(self) -> tuple[str, ...]:
@@ -264,14 +313,33 @@ class VideoRequest:
             if not set(names) <= set(allowed):
                 raise ValueError(f"`{name}` is {list(names)}; it must be {wanted}.")
 
-    def reward_prompts(self) -> list[str | None]:
-        """One text, or None, for each prompt."""
-        words = self.prompt if self.reward_prompt is None else self.reward_prompt
-        return request_checks.per_prompt("reward_prompt", words, str, self.num_prompts)
+    def reward_prompts(self) -> "list[str | timeline.PromptTimeline | None]":
+        """What the rewards of each video read: its prompt where nothing else is said; None where that has no words."""
+        values = request_checks.per_prompt("reward_prompt", self.reward_prompt, object, self.num_prompts)
+        for each in values:
+            texts = each.prompts.values() if timeline.is_timeline(each) else [each]
+            if not all(isinstance(text, str | None) for text in texts):
+                kind = "a string, a `PromptTimeline` of strings, or a list with one for each prompt"
+                raise TypeError(f"`reward_prompt` is {self.reward_prompt!r}; it must be {kind}.")
+        return [prompt if each is None else each for each, prompt in zip(values, self.prompts(), strict=True)]
 
-    def prompts(self) -> list[str | None]:
-        """What each video is of, in words; None where there are only embeddings."""
-        return request_checks.per_prompt("prompt", self.prompt, str, self.num_prompts)
+    def prompts(self) -> "list[str | timeline.PromptTimeline | None]":
+        """What each video is of; None where there are only `prompt_embeds`."""
+        return request_checks.per_prompt("prompt", self.prompt, object, self.num_prompts)
+
+    def scripts(self, lengths: "geometry.VideoGeometry", num_chunks: int | None) -> "list[script.PromptScript]":
+        """What each video shows and its rewards read, chunk by chunk; words are not encoded yet.
+
+        Args:
+            num_chunks: of the video; None: it has no end.
+
+        Raises:
+            ValueError: a prompt lies beyond the video, or holds for no chunk of it.
+        """
+        prompts = self.prompts() if self.prompt is not None else self.prompt_embeds.split(1)
+        rewards = request_checks.per_prompt("reward_prompt", self.reward_prompt, object, self.num_prompts)
+        given = {"transition": self.transition, "lengths": lengths, "num_chunks": num_chunks}
+        return [script.script_of(*pair, **given) for pair in zip(prompts, rewards, strict=True)]
 
     def generators(self) -> list[torch.Generator | None]:
         """One generator, or None, for each prompt."""
@@ -288,9 +356,9 @@ class VideoRequest:
         """
         self.check_prompt(text_dim)
         self.check_monitors()
-        for text in self.reward_prompts():
-            if text is not None:
-                request_checks.check_encodable("prompt" if self.reward_prompt is None else "reward_prompt", text)
+        for each in self.reward_prompts():
+            if isinstance(each, str):
+                request_checks.check_encodable("reward_prompt", each)
         self.generators()
         if self.output_type != "latent" and not has_vae:
             raise ValueError(f'`output_type` is {self.output_type!r}, and this pipeline has no VAE; use "latent".')
@@ -308,7 +376,10 @@ class VideoRequest:
             raise ValueError(f"Got {both}; give one of them.")
         if self.prompt is None:
             return request_checks.check_prompt_embeds(self.prompt_embeds, text_dim)
-        request_checks.check_texts(self.prompt)
+        prompts = self.prompt if isinstance(self.prompt, list) else [self.prompt]
+        texts = [each for each in prompts if not timeline.is_timeline(each)]
+        if texts or not prompts:
+            request_checks.check_texts(self.prompt if texts == prompts else texts)
 
     def check_monitors(self) -> None:
         """
@@ -334,18 +405,18 @@ class VideoRequest:
     def as_config(self) -> dict[str, object]:
         """The numbers of the search that a trace keeps."""
         names = ("noise_correlation", "short_weight_cap", "score_normalization", "reward_window", "candidate_seeds")
-        names += ("final_selection", "num_videos_per_prompt", "max_lag", "max_sequence_length", "attention_kwargs")
+        names += ("final_selection", "num_videos_per_prompt", "max_lag", "transition", "max_sequence_length")
         config = {name: getattr(self, name) for name in names}
         config["attention_kwargs"] = recorded.as_config(self.attention_kwargs)
         return {**config, "given_inputs": self.given_inputs()}
 
     def given_inputs(self) -> list[str]:
         """The arguments that shape the video and that no trace holds."""
-        given = [
-            name for name in ("prompt_embeds", "latents", "callback_on_step_end") if getattr(self, name) is not None
-        ]
+        names = ("prompt_embeds", "latents", "callback_on_step_end", self.given_name)
+        given = [name for name in names if name is not None and getattr(self, name) is not None]
+        has_embeds = any(timeline.is_timeline(each) and len(each.texts) < len(each.prompts) for each in self.prompts())
         has_tensors = any(torch.is_tensor(value) for value in (self.attention_kwargs or {}).values())
-        return given + ["attention_kwargs"] * has_tensors
+        return ["prompt"] * has_embeds + given + ["attention_kwargs"] * has_tensors
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

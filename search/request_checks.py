@@ -36,7 +36,10 @@ def check_texts(prompt: object) -> None:
     """
     texts = [prompt] if isinstance(prompt, str) else prompt
     if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
-        raise TypeError(f"`prompt` is {prompt!r}; it must be a string, or a list of one or more strings.")
+        raise TypeError(
+            f"`prompt` is {prompt!r}; it must be a string, or a list of one or more strings. Prompts that change "
+            "along a video are a `PromptTimeline`."
+        )
     for text in texts:
         check_encodable("prompt", text)
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from . import beam, files, geometry, kept_settings, prompt_search, trace
+from . import beam, files, geometry, kept_settings, prompt_search, script, trace
 
 FORMAT = 1
 TAG = "stream_t1_run"
@@ -38,7 +38,7 @@ class KeptCandidate:
     long: float | None
     score: float | None
     route: str | None
-    noise: int  # row
+    noise: int | None  # row; None: the chunk is given
     latents: int  # row
     decoded_with: tuple[int, ...]  # rows: the latents of the batch that was decoded, its own among them
 
@@ -51,12 +51,12 @@ class KeptChunk:
     kept: tuple[int, ...]  # indices of candidates, one per beam
     lineages: tuple[tuple[int, int] | None, ...]  # of the beams
     log_weights: tuple[float, ...]
-    prompt: torch.Tensor  # (1, L, text dim), as its clean pass read it
-    tensors: dict[str, torch.Tensor]  # "latents" (rows, C, F, h, w) and "noise" (rows, F, C, h, w)
+    prompt: torch.Tensor | None  # (1, L, text dim), if a callback changed it; None: the script's
+    tensors: dict[str, torch.Tensor]  # "latents" (rows, C, F, h, w) and, if any is made, "noise" (rows, F, C, h, w)
 
     @classmethod
     def of(
-        cls, survivors: "Sequence[beam.Candidate]", beams: "Sequence[beam.Beam]", prompt: torch.Tensor
+        cls, survivors: "Sequence[beam.Candidate]", beams: "Sequence[beam.Beam]", prompt: torch.Tensor | None
     ) -> "KeptChunk":
         """What is kept of candidates and the beams that grew from them.
 
@@ -73,24 +73,24 @@ class KeptChunk:
                 )
             latents |= {id(each): each for each in (*candidate.decoded_with, candidate.prediction)}
         rows = {key: row for row, key in enumerate(latents)}
+        tensors, made = {"latents": torch.stack(list(latents.values())).cpu()}, [c for c in unique if not c.is_given]
+        if made:
+            tensors["noise"] = torch.stack([each.noise.cpu() for each in made])
         return cls(
             candidates=tuple(
                 KeptCandidate(
                     **{name: getattr(candidate, name) for name in PLAIN},
-                    noise=row,
+                    noise=None if candidate.is_given else next(row for row, c in enumerate(made) if c is candidate),
                     latents=rows[id(candidate.prediction)],
                     decoded_with=tuple(rows[id(each)] for each in candidate.decoded_with),
                 )
-                for row, candidate in enumerate(unique)
+                for candidate in unique
             ),
             kept=tuple(next(row for row, each in enumerate(unique) if each is one) for one in survivors),
             lineages=tuple(each.lineage for each in beams),
             log_weights=tuple(each.log_weight for each in beams),
             prompt=prompt,
-            tensors={
-                "latents": torch.stack(list(latents.values())).cpu(),
-                "noise": torch.stack([each.noise.cpu() for each in unique]),
-            },
+            tensors=tensors,
         )
 
     def as_json(self) -> dict[str, object]:
@@ -111,17 +111,17 @@ class KeptChunk:
             parents: places of their parents, by their index among all beams.
         """
         latents = [row.clone() for row in self.tensors["latents"].to(device)]
-        noise = [row.clone() for row in self.tensors["noise"]]  # on the CPU, where noise is drawn
+        noise = [row.clone() for row in self.tensors.get("noise", ())]  # on the CPU, where noise is drawn
         made: dict[int, beam.Candidate] = {}
         for index in dict.fromkeys(self.kept[row] for row in rows):
             kept = self.candidates[index]
             plain = {name: getattr(kept, name) for name in PLAIN[1:]}
             made[index] = beam.Candidate(
                 parent=parents[kept.parent],
-                noise=noise[kept.noise],
+                noise=None if kept.noise is None else noise[kept.noise],
                 renoise=(),
                 chunk_index=chunk_index,
-                step=1,
+                step=0 if kept.noise is None else 1,
                 prediction=latents[kept.latents],
                 decoded_with=tuple(latents[row] for row in kept.decoded_with),
                 **plain,
@@ -147,7 +147,7 @@ class KeptPrompt:
     """One prompt's search as it stands."""
 
     seeds: tuple[int, ...]  # bases
-    prompt: torch.Tensor  # (1, L, text dim), as the first chunk reads it
+    script: "script.PromptScript"
     chunks: tuple[KeptChunk, ...]
     trace: "trace.SearchTrace"
     num_older: int  # chunks that the search may go back to
@@ -168,10 +168,9 @@ class KeptPrompt:
 class SavedRun:
     """What a file holds."""
 
-    settings: "dict[str, trace.Json]"  # arguments of the call, but those of `given`
-    given: list[str]  # arguments that no file holds, and that `resume` is given again
+    settings: "kept_settings.KeptSettings"
     levels: list[float]  # sigma of every step, after the shift
-    latents: torch.Tensor | None  # (prompts, C, F, h, w), the caller's noise
+    past: torch.Tensor | None  # (C, F, h, w), with what the videos begin, if it is given
     prompts: list[KeptPrompt]
 
     @property
@@ -197,6 +196,7 @@ class RunFile:
         path: of the file.
         version: of this project.
         searches: one per prompt.
+        settings: of the call.
         is_new: whether nothing may be at `path` yet.
     """
 
@@ -205,23 +205,25 @@ class RunFile:
         path: str | PathLike,
         version: str,
         searches: "list[prompt_search.PromptSearch]",
+        settings: "kept_settings.KeptSettings",
         *,
         is_new: bool = True,
     ) -> None:
         self.path, self.searches, self.is_new = path, searches, is_new
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
-        plan = searches[0].plan
-        settings, given = kept_settings.as_kept(plan.request)
+        inputs = searches[0].inputs
         self._content = {
             "format": FORMAT,
             "version": version,
-            "settings": settings,
-            "given": given,
-            "levels": plan.levels[:-1],
+            "settings": settings.values,
+            "given": settings.given,
+            "levels": inputs.plan.levels[:-1],
         }
-        latents = plan.request.latents
-        self._latents = None if latents is None else latents.cpu().contiguous()
+        self._tensors = dict(settings.tensors)
+        if inputs.given is not None:
+            self._tensors["past"] = inputs.given.cpu()
+        self._tensors = {name: _whole(tensor) for name, tensor in self._tensors.items()}
 
     def write(self) -> None:
         """Begins to write the file anew, beside the work that goes on; it appears whole or not at all.
@@ -230,7 +232,7 @@ class RunFile:
             OSError: it could not be written the last time; what was there is as it was.
         """
         self.wait()
-        tensors = {} if self._latents is None else {"latents": self._latents}
+        tensors = dict(self._tensors)
         prompts = [_prompt_json(search, f"prompts.{row}", tensors) for row, search in enumerate(self.searches)]
         text = json.dumps({**self._content, "prompts": prompts}, allow_nan=False, default=_plain)
         self._writer = threading.Thread(target=self._save, args=(tensors, text), name=f"writing {self.path}")
@@ -270,21 +272,72 @@ def _prompt_json(
     search: "prompt_search.PromptSearch", name: str, tensors: dict[str, torch.Tensor]
 ) -> dict[str, object]:
     """One prompt's search, with its tensors put under names that begin with `name`."""
-    embeds, chunks = [search.first_prompt], []
+    embeds = _Embeds()
+    told, chunks = _script_json(search.inputs.script, embeds), []
     for index, chunk in enumerate(search.kept):
-        if chunk.prompt is not embeds[-1]:
-            embeds.append(chunk.prompt)
         tensors |= {f"{name}.chunks.{index}.{kind}": tensor for kind, tensor in chunk.tensors.items()}
-        chunks.append({**chunk.as_json(), "prompt": len(embeds) - 1})
-    tensors |= {f"{name}.embeds.{index}": tensor for index, tensor in enumerate(embeds)}
+        chunks.append({**chunk.as_json(), "prompt": embeds.row(chunk.prompt)})
+    tensors |= {f"{name}.embeds.{index}": tensor for index, tensor in enumerate(embeds.tensors)}
     return {
         "seeds": search.inputs.seeds,
-        "num_embeds": len(embeds),
+        "script": told,
+        "num_embeds": len(embeds.tensors),
         "chunks": chunks,
         "trace": search.trace,
         "num_older": len(search.older),
         "attempts": search.attempts,
     }
+
+
+class _Embeds:
+    """Embedded prompts, each once."""
+
+    def __init__(self) -> None:
+        self._given: list[torch.Tensor] = []
+        self.tensors: list[torch.Tensor] = []
+
+    def row(self, tensor: torch.Tensor | None) -> int | None:
+        """Where it is; None for none."""
+        if tensor is None:
+            return None
+        for row, each in enumerate(self._given):
+            if each is tensor:
+                return row
+        self._given.append(tensor)
+        self.tensors.append(_whole(tensor.cpu()))
+        return len(self.tensors) - 1
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in memory of its own, as files of safetensors want it."""
+    is_whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if is_whole else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _script_json(told: "script.PromptScript", embeds: _Embeds) -> dict[str, object]:
+    rewards = told.reward_changes
+    return {
+        "changes": [_change_json(change, embeds) for change in told.changes],
+        "reward_changes": None if rewards is None else [_change_json(change, embeds) for change in rewards],
+        "cuts": told.cuts,
+    }
+
+
+def _change_json(change: "script.PromptChange", embeds: _Embeds) -> dict[str, object]:
+    return {**vars(change), "embeds": embeds.row(change.embeds)}
+
+
+def _read_script(content: "dict[str, trace.Json]", embeds: list[torch.Tensor]) -> "script.PromptScript":
+    def read(changes: "list[dict[str, trace.Json]]") -> "tuple[script.PromptChange, ...]":
+        rows = ((each, each["embeds"]) for each in changes)
+        return tuple(
+            script.PromptChange(**{**each, "embeds": None if row is None else embeds[row]}) for each, row in rows
+        )
+
+    rewards = content["reward_changes"]
+    return script.PromptScript(
+        read(content["changes"]), None if rewards is None else read(rewards), tuple(content["cuts"])
+    )
 
 
 def check_new(path: object) -> None:
@@ -337,10 +390,9 @@ def read_run(path: str | PathLike, version: str) -> SavedRun:
         if not content["prompts"]:
             raise ValueError("it has no prompt")
         return SavedRun(
-            settings=content["settings"],
-            given=content["given"],
+            settings=kept_settings.KeptSettings(content["settings"], content["given"], tensors),
             levels=content["levels"],
-            latents=tensors.get("latents"),
+            past=tensors.get("past"),
             prompts=[_read_prompt(each, f"prompts.{row}", tensors) for row, each in enumerate(content["prompts"])],
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -378,13 +430,17 @@ def _read_prompt(content: "dict[str, trace.Json]", name: str, tensors: dict[str,
                 kept=tuple(chunk["kept"]),
                 lineages=tuple(None if lineage is None else tuple(lineage) for lineage in chunk["lineages"]),
                 log_weights=tuple(chunk["log_weights"]),
-                prompt=embeds[chunk["prompt"]],
-                tensors={kind: tensors[f"{name}.chunks.{index}.{kind}"] for kind in ("latents", "noise")},
+                prompt=None if chunk["prompt"] is None else embeds[chunk["prompt"]],
+                tensors={
+                    kind: tensors[f"{name}.chunks.{index}.{kind}"]
+                    for kind in ("latents", "noise")
+                    if kind == "latents" or any(each["noise"] is not None for each in candidates)
+                },
             )
         )
     return KeptPrompt(
         seeds=tuple(content["seeds"]),
-        prompt=embeds[0],
+        script=_read_script(content["script"], embeds),
         chunks=tuple(chunks),
         trace=trace.SearchTrace.from_json(content["trace"]),
         num_older=content["num_older"],

@@ -4,10 +4,12 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from . import beam, beam_search, choice, geometry, noise_propagation, reward_pruning
 
 KEEP = ("best", "median", "bound")
+Rule = Literal["best", "median", "bound"]
 # What a stage may have instead of the call's, and under which names `steps.score` takes it.
 OWN = {"image_reward": "image_reward", "video_reward": "video_reward", "reward_prompt": "prompt"}
 
@@ -36,7 +38,7 @@ class StagedSearch:
     """
 
     budget: "beam_search.Budget" = ((2, 2),)
-    keep: str | Sequence[str] = "best"
+    keep: Rule | Sequence[Rule] = "best"
     bound: float | Sequence[float] = -math.inf
     image_reward: Callable | bool | None | Sequence[Callable | bool | None] = None
     video_reward: Callable | bool | None | Sequence[Callable | bool | None] = None
@@ -109,7 +111,7 @@ def _listed(value: object) -> Sequence[object]:
 def _rule(name: str, value: object) -> str:
     if not isinstance(value, str) or value not in KEEP:
         raise ValueError(f"`{name}` of StagedSearch is {value!r}; it must be one of {', '.join(map(repr, KEEP))}.")
-    return value
+    return str(value)
 
 
 def _reward(name: str, value: object) -> Callable | bool | None:
@@ -124,4 +126,4 @@ def _reward(name: str, value: object) -> Callable | bool | None:
 def _words(name: str, value: object) -> str | None:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"`{name}` of StagedSearch is a {type(value).__name__}; it must be a text, or None.")
-    return value
+    return None if value is None else str(value)

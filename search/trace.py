@@ -14,7 +14,7 @@ import torch
 
 from . import beam, files
 
-STAGES = ("denoise", "clean_pass", "decode", "reward", "monitor")
+STAGES = ("encode", "denoise", "clean_pass", "recache", "decode", "reward", "monitor")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -35,7 +35,7 @@ class CandidateTrace:
     thumbnail: str | None = None  # a small picture out of the chunk, as a data URL; None unless it was asked for
     kept_as: list[int] = field(default_factory=list)  # which of the next beams it became; before version 0.2 not told
     step: int | None = None  # denoising steps done; its scores are of the prediction after them
-    own: list[str] = field(default_factory=list)  # what the search put instead of the drawn: "noise", "memory"
+    own: list[str] = field(default_factory=list)  # put instead of the drawn: "noise", "memory"; "given": a given chunk
     partial_scores: list[list[float]] = field(default_factory=list)  # [step, score] of predictions before this one
     round: int = 0  # of a search that has several at a chunk
     generation: int = 0  # of a search that has children
@@ -66,14 +66,16 @@ class ChunkWork:
 
     forwards: int = 0  # transformer chunk forwards while denoising; a batch of 3 counts 3
     clean_passes: int = 0  # transformer chunk forwards that commit kept candidates to memory
+    recached_chunks: int = 0  # transformer chunk forwards that remember the past under a new prompt
     latents_decoded: int = 0  # latent frames through the VAE decoder
+    latents_encoded: int = 0  # latent frames that the VAE encoder made of a given past
     frames_scored: int = 0  # frames that rewards read
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @property
     def chunk_forwards(self) -> int:
         """All forwards of the transformer, the unit in which searches are compared."""
-        return self.forwards + self.clean_passes
+        return self.forwards + self.clean_passes + self.recached_chunks
 
     @contextmanager
     def timed(self, stage: str, device: torch.device) -> Iterator[None]:
@@ -98,6 +100,11 @@ class ChunkTrace:
     work: ChunkWork
     log_weights: list[float] = field(default_factory=list)  # of the kept beams; empty where none has any but 0
     notes: list[str] = field(default_factory=list)  # the search's own
+    # Older traces lack the next four: every chunk had the words of the trace's `config`.
+    prompt: str | None = None  # None: there were only embeddings
+    reward_prompt: str | None = None  # what rewards read
+    prompt_weight: float = 1.0  # of the prompt, below 1 in a transition: what was before it has the rest
+    is_cut: bool = False  # whether the chunk begins with a scene cut
 
     @classmethod
     def of(
@@ -107,8 +114,9 @@ class ChunkTrace:
         fusion_weight: float,
         work: ChunkWork,
         notes: Sequence[str] = (),
+        words: dict[str, str | float | bool | None] | None = None,
     ) -> "ChunkTrace":
-        """The record of a chunk from its candidates and the beams that grew from them."""
+        """The record of a chunk from its candidates, the beams that grew from them, and what is told of its prompt."""
         evicted = [EvictionTrace(place, *left) for place, beam in enumerate(beams) for left in beam.evicted]
         weights = [beam.log_weight for beam in beams]
         return cls(
@@ -119,6 +127,7 @@ class ChunkTrace:
             work=work,
             log_weights=weights if any(weights) else [],
             notes=list(notes),
+            **(words or {}),
         )
 
     def remembered(self, beams: "list[beam.Beam]") -> "ChunkTrace":

@@ -109,6 +109,8 @@ def reference_pipeline(reference_transformer):
             window_frames=config["local_attn_size"],
             sink_frames=config["sink_size"],
             denoising_steps=config["denoising_steps"],
+            chunk_frames=config.get("chunk_frames", 3),
+            first_chunk_frames=config.get("first_chunk_frames"),
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe

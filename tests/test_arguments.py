@@ -163,6 +163,7 @@ CONSTRUCTOR = {
     "image_reward": [False, True, 3, "", Reward],
     "video_reward": [False, 0, [brightness]],
     "chunk_frames": [*NOT_WHOLE, 0],
+    "first_chunk_frames": [*(value for value in NOT_WHOLE if value is not None), 0],
     "window_frames": [*NOT_WHOLE, 0, 10],
     "sink_frames": [*NOT_WHOLE, -3, 4],
     "denoising_steps": [

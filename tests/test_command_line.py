@@ -18,7 +18,7 @@ from tiny_rewards import save_reward, videoalign_reward
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import stream_t1
-from stream_t1 import StreamT1Pipeline
+from stream_t1 import PromptTimeline, StreamT1Pipeline
 from stream_t1.__main__ import COMMANDS, build_parser, main
 from stream_t1.commands import generate
 from stream_t1.commands.video import write_video
@@ -128,6 +128,45 @@ def test_a_word_after_generate_is_a_prompt(monkeypatch):
     given = []
     monkeypatch.setattr(generate, "generate", given.append)
     assert main(["generate", "circle"]) == 0 and given[0].prompt == "circle"
+
+
+BLUE = PROMPT.replace("red", "blue")
+
+
+def prompts_of(folder) -> list[str]:
+    trace = SearchTrace.load(folder / "a.json")
+    return [chunk.prompt for chunk in trace.chunks]
+
+
+def test_a_timeline_says_the_prompts_and_how_long_the_video_is(tmp_path, capsys):
+    text = f"{PROMPT} [0.75s] | {BLUE} [1.5s]"
+    told = said(capsys, "generate", "--timeline", text, "--transition", "2", "-o", str(tmp_path / "a.mp4"))
+    assert "33 frames" in told and prompts_of(tmp_path) == [PROMPT, BLUE, BLUE]
+    assert SearchTrace.load(tmp_path / "a.json").config["transition"] == 2
+
+
+def test_a_timeline_may_be_a_file_and_options_come_first(tmp_path, capsys):
+    timeline = PromptTimeline({0: PROMPT, 9: BLUE})
+    (tmp_path / "timeline.json").write_text(timeline.to_json())
+    given = ["--num-frames", "21", "--recache", "all", "--timeline", str(tmp_path / "timeline.json")]
+    assert "21 frames" in said(capsys, *given, "-o", str(tmp_path / "a.mp4"))
+    assert prompts_of(tmp_path) == [PROMPT, BLUE]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--seed", "3"], "Give a prompt, or `--timeline`"),
+        (["a red circle", "--timeline", "a | b"], "and not both"),
+        (["--timeline", "a red circle | b"], "does not say for how long"),
+        (["--timeline", "no/such.json"], "`--timeline` is no/such.json, which can't be read"),
+        (["a red circle", "--num-frames", "0"], "`num_frames` is 0"),
+    ],
+)
+def test_a_timeline_that_cannot_be_read_is_told_before_anything_runs(arguments, message, tmp_path, capsys):
+    with no_forward():
+        assert main(["generate", *arguments, "-o", str(tmp_path / "a.mp4")]) == 2
+    assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

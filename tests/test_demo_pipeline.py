@@ -8,18 +8,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
+from PIL import Image
 from tiny_rewards import save_reward, videoalign_reward
 from transformers import UMT5EncoderModel
 
 from stream_t1.__main__ import main
+from stream_t1.commands.video import write_video
 from stream_t1.demo import CHECKPOINT, load_pipeline, vocabulary_note
+from stream_t1.demo.checker import check
+from stream_t1.demo.clips import parse_caption, render_clip
 from stream_t1.search import SearchTrace
 
 PROMPT = "a red circle moving left on a white background"
 EXAMPLES = Path(__file__).parent.parent / "examples"
+LARGEST_JUMP = 5.0  # pixels between frames; 1.7 was measured, and 14 and more if another sample follows the clip
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +109,36 @@ def test_the_command_writes_a_video_and_its_trace(tmp_path):
     assert trace.config["prompt"] == PROMPT and len(trace.chunks) == 2
 
 
+def test_the_command_continues_a_video_and_begins_with_a_picture(tmp_path, capsys):
+    clip = render_clip(parse_caption(PROMPT), 9, seed=3).permute(0, 2, 3, 1).numpy()
+    write_video(clip, tmp_path / "clip.mp4", 16, ".mp4")
+    PIL.Image.fromarray(clip[0]).resize((100, 80)).save(tmp_path / "first.png")
+    for given, tried, num_given in (
+        (["--video", "clip.mp4"], 4, 1),
+        (["--image", "first.png", "--resize=crop"], 8, 0),
+    ):
+        given[1] = str(tmp_path / given[1])
+        assert main([PROMPT, *given, "--num-frames", "21", "-o", str(tmp_path / f"{num_given}.mp4")]) == 0
+        assert f"21 frames, the best of {tried} candidates" in capsys.readouterr().out
+        assert SearchTrace.load(tmp_path / f"{num_given}.json").config["num_given_chunks"] == num_given
+
+
+def test_a_drawn_clip_is_decoded_again_and_goes_on_where_it_was(pipe):
+    caption = parse_caption(PROMPT)
+    clip = render_clip(caption, 21, seed=3)
+    arguments = {"num_beams": 1, "num_candidates": 1, "output_type": "pt", "generator": generator()}
+    frames = pipe(PROMPT, video=clip, num_frames=45, **arguments).frames[0]
+    assert (frames[:21] - clip / 255).abs().mean() < 0.01  # 0.0034 was measured
+    verdict = check(frames)
+    assert verdict.follows(caption, "motion") and verdict.largest_jump < LARGEST_JUMP
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--image", "no.png"], "`--image` is no.png; there is no such file"),
+        (["--video", "no.mp4"], "`--video` is no.mp4; there is no such file"),
+        (["--resize", "crop"], "`--resize` is crop, and there is no `--image`"),
         (["--num-frames", "50"], "`num_frames` is 50.*Use 45 or 57"),
         (["--num-beams", "0"], "`num_beams` is 0"),
         (["-o", "nowhere/out.mp4"], "`--output`.*no folder nowhere"),
@@ -176,6 +209,14 @@ def test_the_example_of_a_loop_makes_a_video_without_a_search():
     video, tries = load_example("own_loop").main()
     assert video.shape == (57, 3, 64, 64) and len(tries) == 5
     assert tries[0] == 1 and all(1 <= count <= 4 for count in tries)
+
+
+def test_the_example_of_changing_prompts_draws_videos_that_follow_them(tmp_path):
+    """The colour of the frames just before the change, and of those at the end."""
+    videos = load_example("prompt_change").main(tmp_path / "changes.png", num_frames=69)
+    colors = [[check(clip).color for clip in (video[24:45], video[48:])] for video in videos]
+    assert colors == [["red", "red"], ["red", "blue"], ["green", "yellow"]]
+    assert Image.open(tmp_path / "changes.png").width == 20 * 66
 
 
 def test_the_example_of_early_scores_prints_how_well_each_step_ranks_candidates(capsys):

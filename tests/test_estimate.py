@@ -11,13 +11,13 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stream_t1 import CausalWanTransformer3DModel, FewStepFlowMatchScheduler, StreamT1Pipeline
+from stream_t1 import CausalWanTransformer3DModel, FewStepFlowMatchScheduler, PromptTimeline, StreamT1Pipeline
 from stream_t1.demo import load_pipeline
 from stream_t1.models.alignment import align_weights
 from stream_t1.models.cost import LiveBytes, weight_bytes
 from stream_t1.search import EMASink, RewardRoutedSink, SlidingWindow, StaticSink
 
-COUNTERS = ("forwards", "clean_passes", "latents_decoded", "frames_scored")
+COUNTERS = ("forwards", "clean_passes", "recached_chunks", "latents_decoded", "frames_scored")
 APPENDS = RewardRoutedSink(quality_threshold=-math.inf, transition_threshold=-math.inf)
 NO_REWARDS = {"image_reward": False, "video_reward": False}
 MANY_BEAMS = {"num_beams": 4, "num_candidates": 1, "num_inference_steps": 1}  # of which none is dropped
@@ -33,6 +33,8 @@ def the_first(pipe, chunk_index, state):
     """Chooses, where there is no reward."""
     return {"kept": [0, 1]}
 
+
+EARLY, LATE = (PromptTimeline({0: torch.zeros(1, 6, 8), frame: torch.ones(1, 6, 8)}) for frame in (21, 33))
 
 # By name: the stage that needs the most bytes, and the call.
 RUNS = {
@@ -55,9 +57,24 @@ RUNS = {
         "monitor",
         {"monitors": {"first": first_number}, "memory": SlidingWindow(), "num_frames": 57, **MANY_BEAMS, **NO_REWARDS},
     ),
+    "a given video": ("reward", {"video": torch.zeros(21, 3, 16, 16), "memory": APPENDS, **TWO_STEPS}),
+    "given latents": ("reward", {"video_latents": torch.zeros(1, 4, 3, 2, 2), "memory": APPENDS, **TWO_STEPS}),
+    "an image": ("reward", {"image": torch.zeros(3, 16, 16), "memory": APPENDS, **TWO_STEPS}),
     "whole videos": (
         "final selection",
         {"memory": SlidingWindow(), "reward_window": 1, "num_frames": 81} | MANY_BEAMS,
+    ),
+    "a changing prompt": (
+        "denoise",
+        {"prompt": EARLY, "memory": StaticSink(), "output_type": "latent", **MANY_BEAMS, **NO_REWARDS},
+    ),
+    "a changing prompt that is searched": (
+        "decode",
+        {"prompt": EARLY, "memory": APPENDS, "recache": "all", **TWO_STEPS},
+    ),
+    "a flush": (
+        "denoise",
+        {"prompt": LATE, "memory": APPENDS, "recache": "flush", "output_type": "latent", **MANY_BEAMS, **NO_REWARDS},
     ),
     "thumbnails": (
         "decode",
@@ -89,12 +106,26 @@ def toy():
     return pipe, sizes
 
 
+@pytest.fixture(scope="module")
+def short_beginning(toy):
+    """The same with a first chunk of one frame."""
+    pipe, sizes = toy
+    models, rewards = (pipe.transformer, pipe.vae), (pipe.image_reward, pipe.video_reward)
+    pipe = StreamT1Pipeline(
+        None, None, *models, FewStepFlowMatchScheduler(), *rewards, window_frames=9, first_chunk_frames=1
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, {**sizes, "num_frames": 49}
+
+
 @pytest.fixture(scope="module", params=RUNS.values(), ids=RUNS)
 def run(toy, request):
     """A call, its estimate, and the stage that should need the most bytes."""
     pipe, sizes = toy
     stage, arguments = request.param
     arguments = sizes | arguments
+    if "prompt" in arguments:
+        del arguments["prompt_embeds"]
     return partial(pipe, **arguments), pipe.estimate(**arguments), stage
 
 
@@ -105,6 +136,18 @@ def test_the_work_is_what_the_run_counts_and_the_operations_are_those_that_torch
     done = {name: sum(getattr(chunk.work, name) for chunk in trace.chunks) for name in COUNTERS}
     assert {name: getattr(estimate, name) for name in COUNTERS} == done
     assert estimate.num_chunks == len(trace.chunks)
+    assert estimate.total_flops == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("past", [{}, {"image": torch.zeros(3, 16, 16)}, {"video": torch.zeros(13, 3, 16, 16)}])
+def test_the_work_and_operations_are_exact_where_the_first_chunk_is_another(short_beginning, past):
+    pipe, sizes = short_beginning
+    arguments = {**sizes, **past, "memory": APPENDS, **TWO_STEPS}
+    estimate = pipe.estimate(**arguments)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        trace = pipe(**arguments).trace
+    done = {name: sum(getattr(chunk.work, name) for chunk in trace.chunks) for name in COUNTERS}
+    assert {name: getattr(estimate, name) for name in COUNTERS} == done
     assert estimate.total_flops == counter.get_total_flops()
 
 

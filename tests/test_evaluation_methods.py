@@ -195,10 +195,22 @@ def test_a_verdict_is_also_taken_of_the_last_three_chunks_at_every_chunk():
 
     for num_frames, num_windows in ((21, 0), (33, 1), (81, 5)):
         both = {"length": length, "other": lambda *_: {"other": 1.0, "other.part": 2.0}}
-        measured = measure(both, frames_of(num_frames), PROMPT, 16.0, frames_per_chunk=12, in_windows=("length",))
+        measured = measure(both, frames_of(num_frames), PROMPT, 16.0, chunk_lengths=(9, 12), in_windows=("length",))
         assert measured.windows == {"length": [33.0] * num_windows}
         lowest = {"length.lowest": 33.0} if num_windows else {}
         assert measured.scores == {"length": num_frames, "length.first": 0.0, **lowest, "other": 1.0}
+
+
+def test_a_window_begins_with_a_chunk_also_where_the_first_is_a_single_frame():
+    begun = []
+
+    def first(frames, prompt, fps):
+        begun.append(int(frames[0, 0, 0, 0]))
+        return {"first": float(len(frames))}
+
+    frames = torch.arange(49).expand(3, 2, 2, 49).permute(3, 0, 1, 2)
+    measured = measure({"first": first}, frames, PROMPT, 16.0, chunk_lengths=(1, 12), in_windows=("first",))
+    assert measured.windows == {"first": [25.0] * 3} and begun == [0, 0, 12, 24]
 
 
 def test_a_metric_that_fails_is_named_and_the_others_go_on():
@@ -206,7 +218,7 @@ def test_a_metric_that_fails_is_named_and_the_others_go_on():
         raise RuntimeError("no eyes")
 
     metrics = {"broken": broken, "brightness": RewardMetric("brightness", brightness)}
-    measured = measure(metrics, frames_of(33), PROMPT, 16.0, frames_per_chunk=12, in_windows=tuple(metrics))
+    measured = measure(metrics, frames_of(33), PROMPT, 16.0, chunk_lengths=(9, 12), in_windows=tuple(metrics))
     assert measured.problems == {"broken": "RuntimeError: no eyes"}
     assert measured.windows.keys() == {"brightness"}
     assert measured.scores.keys() == {"brightness", "brightness.lowest"}

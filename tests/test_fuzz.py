@@ -21,7 +21,7 @@ import torch
 from conftest import brightness, contrast, toy_text_encoder, toy_transformer, toy_vae
 from transformers import T5TokenizerFast
 
-from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
+from stream_t1 import FewStepFlowMatchScheduler, PromptTimeline, StreamT1Pipeline
 from stream_t1.demo import CHECKPOINT
 from stream_t1.rewards import (
     ChunkSeamReward,
@@ -34,16 +34,20 @@ from stream_t1.rewards import (
     WeightedReward,
 )
 from stream_t1.search import (
+    Backtracking,
     BeamSearch,
     BestOfN,
     EarlyPruning,
     EarlyStop,
     EMASink,
     EvolutionSearch,
+    Lookahead,
     ParticleSearch,
+    PromptAdaptive,
     RewardRoutedSink,
     SearchTrace,
     SlidingWindow,
+    StagedSearch,
     StaticSink,
 )
 
@@ -66,6 +70,8 @@ ODD = [
 ]
 DENSE = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(3))
 
+CHANGING = PromptTimeline({0: "a cat", 9: "a dog"})
+
 
 def with_parts(frames, prompt, fps):
     return RewardOutput(brightness(frames, prompt, fps), {"first": frames[:, 0].flatten(1).mean(dim=1)})
@@ -80,7 +86,9 @@ class Named:
 
 # What is right, alone or with what else is here.
 CALL = {
-    "prompt": ["a cat", "", "two  cats\n", ["a cat"], "caf\u00e9 &amp; more", "a" * 40],
+    "prompt": ["a cat", "", "two  cats\n", ["a cat"], "caf\u00e9 &amp; more", "a" * 40, CHANGING, [CHANGING]],
+    "transition": [0, 1, np.int64(2)],
+    "recache": [None, "window", "all", "none", "flush"],
     "height": [None, 16, np.int64(32)],
     "width": [None, 16, 48],
     "num_frames": [9, 21, np.int32(9)],
@@ -94,13 +102,27 @@ CALL = {
     "callback_on_step_end": [None, lambda pipe, step, t, tensors: tensors, lambda *_: None],
     "callback_on_step_end_tensor_inputs": [None, ["latents"], ["latents", "prompt_embeds"], []],
     "max_sequence_length": [16, 512, 3],
-    "search": [None, BeamSearch(2, 1), BeamSearch(1, 2), BestOfN(2), EarlyStop(BeamSearch(1, 2), 0.01, 2, 2)],
+    "search": [
+        None,
+        BeamSearch(2, 1),
+        BeamSearch(1, 2),
+        BeamSearch(1, 2, prune_every=2),
+        BestOfN(2),
+        ParticleSearch(2, 3.0, threshold=1),
+        EvolutionSearch(2, 3, 1, 0.5),
+        EarlyPruning(3, 1, after_step=1),
+        EarlyStop(BeamSearch(1, 2), 0.01, 2, 2),
+        Backtracking(BeamSearch(2, 1), bound=0.5, retries=1),
+        Lookahead(BeamSearch(1, 2), steps=1),
+        StagedSearch([(2, 2), (1, 2)], keep="median"),
+        PromptAdaptive(1, 2),
+    ],
     "num_beams": [None, 1, 2, np.int64(2)],
     "num_candidates": [None, 1, 2],
     "noise_correlation": [-0.1, 0, 0.5, np.float32(-0.9)],
     "image_reward": [None, False, brightness, with_parts, TemporalFlickerReward()],
     "video_reward": [None, False, contrast, WeightedReward([brightness, contrast], [1, -1.0], normalize="rank")],
-    "reward_prompt": [None, "", "a cat", ["a cat"]],
+    "reward_prompt": [None, "", "a cat", ["a cat"], CHANGING],
     "monitors": [None, {}, {"bright": brightness, "parts": with_parts}],
     "short_weight_cap": [0.4, 0, 1, np.float64(0.25)],
     "score_normalization": [None, "zscore", "rank"],
@@ -113,6 +135,11 @@ CALL = {
     "trace_thumbnails": [False, True],
     "prompt_embeds": [None, DENSE, DENSE.double(), DENSE.half()],
     "latents": [None],
+    "image": [None, torch.zeros(3, 16, 16), np.zeros((16, 48, 3), dtype=np.uint8)],
+    "image_latents": [None, torch.zeros(1, 4, 1, 2, 2)],
+    "video": [None, torch.zeros(9, 3, 16, 16), np.ones((1, 9, 20, 30, 3))],
+    "video_latents": [None, torch.zeros(1, 4, 3, 2, 2)],
+    "resize": [None, "crop"],
 }
 CONSTRUCTOR = {
     "tokenizer": [None],
@@ -123,6 +150,7 @@ CONSTRUCTOR = {
     "image_reward": [None, brightness, ExposureReward()],
     "video_reward": [None, contrast],
     "chunk_frames": [3, np.int64(3)],
+    "first_chunk_frames": [None, 1, np.int64(3)],
     "window_frames": [12, 9, np.int64(6)],
     "sink_frames": [3, 0, np.int8(3)],
     "denoising_steps": [(1000, 500), [1000.0], np.array([900, 1])],
@@ -143,7 +171,34 @@ OBJECTS = {
         "ema_decay": [0.9],
         "positions": ["absolute"],
     },
-    BeamSearch: {"num_beams": [1, 2], "num_candidates": [1, 3], "budget": [None, [(1, 2), (2, 1)]]},
+    BeamSearch: {
+        "num_beams": [1, 2],
+        "num_candidates": [1, 3],
+        "budget": [None, [(1, 2), (2, 1)]],
+        "prune_every": [1, 2],
+    },
+    Backtracking: {
+        "inner": [BeamSearch(1, 2), BestOfN(2)],
+        "bound": [-math.inf, 0.4, np.float32(1)],
+        "depth": [0, 1, np.int64(3)],
+        "retries": [0, 1],
+    },
+    Lookahead: {"inner": [BeamSearch(1, 2)], "chunks": [1, np.int64(2)], "steps": [None, 1]},
+    StagedSearch: {
+        "budget": [[(2, 2), (1, 3)], ((1, 2),)],
+        "keep": ["best", ["median", "bound"]],
+        "bound": [0, [-math.inf, 0.5]],
+        "image_reward": [None, brightness, [None, False]],
+        "video_reward": [contrast, [None]],
+        "reward_prompt": [None, "a cat", ["a cat", None]],
+    },
+    PromptAdaptive: {
+        "num_beams": [1, 2],
+        "num_candidates": [1, np.int64(2)],
+        "strength": [0, 1.5],
+        "max_candidates": [2, 3],
+        "distance": [None, 0.5, lambda words: float(len(words))],
+    },
     BestOfN: {"num_videos": [1, np.int64(2)]},
     ParticleSearch: {
         "num_particles": [1, np.int64(3)],
@@ -236,7 +291,8 @@ def test_a_call_makes_a_right_video_or_names_an_argument_before_any_work(fuzzed)
     for seed, generator in trials(220):
         odd = generator.choice([0, 1, 1, 1, 2])
         arguments, odd_names = drawn(CALL, generator, odd=odd, usual=generator.randint(0, 8))
-        arguments = {"num_frames": 9, **arguments}
+        is_given = any(arguments.get(name) is not None for name in ("video", "video_latents"))
+        arguments = {"num_frames": 21 if is_given else 9, **arguments}
         if "prompt_embeds" not in arguments:
             arguments.setdefault("prompt", "a cat")
         if any(is_hub_name(arguments.get(name)) for name in ("image_reward", "video_reward")):
@@ -265,7 +321,7 @@ def check_result(pipe, way: str, arguments: dict, result) -> None:
         assert result.forwards > 0 and result.peak_bytes > 0
     elif way == "steps":
         steps, beams = result
-        assert steps.chunk_index == 0 and len(beams) == 1 and beams[0].depth == 0
+        assert steps.chunk_index == steps.plan.num_given_chunks == beams[0].depth and len(beams) == 1
     elif way == "stream":
         chunks = list(result)
         assert [chunk.index for chunk in chunks] == list(range(len(chunks))) and chunks[-1].trace.final is not None
@@ -280,7 +336,7 @@ def watched(pipe, arguments: dict) -> tuple:
     generators = generators if isinstance(generators, list) else [generators]
     states = [g.get_state().numpy().tobytes() for g in generators if isinstance(g, torch.Generator)]
     counts = []
-    for model in (pipe.transformer, pipe.vae.decoder, pipe.text_encoder):
+    for model in (pipe.transformer, pipe.vae.encoder, pipe.vae.decoder, pipe.text_encoder):
         if not hasattr(model, "num_forwards"):
             model.num_forwards = 0
             model.register_forward_pre_hook(lambda module, _: setattr(module, "num_forwards", module.num_forwards + 1))
@@ -366,7 +422,7 @@ OPTIONS = {  # of `generate`: right values, then wrong ones
     "--num-beams": (["1", "2"], ["0", "-1", "1.5", "many", str(10**12)]),
     "--num-candidates": (["1", "2"], ["0", "-1", "nan", str(10**12)]),
     "--seed": (["0", "7", str(2**53 - 1)], ["-1", str(2**70), "0x10", "seed"]),
-    "--search": (["beam", "best-of-n", "early-stop"], ["bream", "", "BeamSearch"]),
+    "--search": (["beam", "best-of-n", "early-stop", "lookahead", "staged"], ["bream", "", "BeamSearch"]),
     "--num-videos": (["1", "2"], ["0", "-2", "two"]),
     "--output": (
         ["a.mp4", "-x.mp4", "13:20:39.mp4", "b.mkv"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import stream_t1
-from stream_t1 import StreamT1Pipeline
+from stream_t1 import PromptTimeline, StreamT1Pipeline
 
 ROOT = Path(stream_t1.__file__).parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -24,13 +24,14 @@ PAGES = {page.name: page for page in (ROOT / "README.md", *(ROOT / "docs").glob(
 
 @pytest.fixture
 def short_videos(monkeypatch):
-    """Two chunks for every finite length: the blocks do not depend on it."""
+    """Two chunks for every finite length: the blocks do not depend on it, but for prompts that change later."""
 
     def shortened(method):
         @functools.wraps(method)
         def call(self, *args, **kwargs):
             is_endless = "num_frames" in kwargs and kwargs["num_frames"] is None
-            return method(self, *args, **(kwargs if is_endless else kwargs | {"num_frames": 21}))
+            is_changing = any(isinstance(argument, PromptTimeline) for argument in args)
+            return method(self, *args, **(kwargs if is_endless or is_changing else kwargs | {"num_frames": 21}))
 
         return call
 

@@ -6,12 +6,71 @@ import pytest
 import torch
 from conftest import brightness, nothing_done, toy_transformer, toy_vae
 
-from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
+from stream_t1 import FewStepFlowMatchScheduler, PromptTimeline, StreamT1Pipeline
 from stream_t1.rewards import Reward
 from stream_t1.search import EMASink, RewardRoutedSink, StaticSink
 
 RELATIVE = StaticSink(positions="relative")
+
+
+class NoRecache(StaticSink):
+    recache_modes = ("none",)
+
+
+class OddRecache(StaticSink):
+    recache_modes = "none"
+
+
 CASES = {
+    "a prompt beyond the video": (
+        {"prompt": PromptTimeline({0: "a", 45: "b"})},
+        ValueError,
+        "`prompt` has frame 45, and the last chunk of this video begins at frame 33. Use 33 or less",
+    ),
+    "two prompts at one chunk": (
+        {"prompt": PromptTimeline({0: "a", 10: "b", 20: "c"})},
+        ValueError,
+        "`prompt` has two frames, 20 and one before, .* begins at frame 21. Use 33 or more",
+    ),
+    "timeline of other embeddings": (
+        {"prompt": PromptTimeline({0: torch.zeros(1, 6, 9)})},
+        ValueError,
+        r"`prompt_embeds` of `prompt`, from chunk 0 on, has shape \(1, 6, 9\); it must be \(1, tokens, 8\)",
+    ),
+    "prompts of two lengths": (
+        {"prompt": PromptTimeline({0: "a", 21: torch.zeros(1, 6, 8)}), "transition": 2},
+        ValueError,
+        "`transition` is 2, .* chunk 2 have 512 and 6 tokens",
+    ),
+    "a dict of prompts": ({"prompt": {0: "a", 21: "b"}}, TypeError, "`prompt` is .*`PromptTimeline`"),
+    "transition": ({"transition": -1}, ValueError, "`transition` is -1; it must be 0 or more"),
+    "recache": ({"recache": "some"}, ValueError, "`recache` is 'some'.*'window', 'all', 'none', 'flush'"),
+    "recache of a policy": (
+        {"recache": "all", "memory": NoRecache()},
+        ValueError,
+        "`recache` is 'all'; NoRecache can do 'none'",
+    ),
+    "a policy's own recache": ({"memory": OddRecache()}, ValueError, "`recache_modes` of OddRecache is 'none'"),
+    "cut with absolute positions": (
+        {"prompt": PromptTimeline({0: "a"}, cuts=(21,))},
+        ValueError,
+        r'`cuts` of `prompt`.*RewardRoutedSink\(positions="relative"\)',
+    ),
+    "cut beyond the video": (
+        {"prompt": PromptTimeline({0: "a"}, cuts=(45,)), "memory": RELATIVE},
+        ValueError,
+        "`cuts` has frame 45",
+    ),
+    "reward words beyond the video": (
+        {"reward_prompt": PromptTimeline({0: "a", 45: "b"})},
+        ValueError,
+        "`reward_prompt` has frame 45",
+    ),
+    "reward words that are embeddings": (
+        {"reward_prompt": PromptTimeline({0: torch.zeros(1, 6, 8)})},
+        TypeError,
+        "`reward_prompt` is .*`PromptTimeline` of strings",
+    ),
     "num_frames between": ({"num_frames": 50}, ValueError, "`num_frames` is 50.*12 k - 3. Use 45 or 57"),
     "num_frames small": ({"num_frames": 5}, ValueError, "`num_frames` is 5;.*Use 9"),
     "num_frames zero": ({"num_frames": 0}, ValueError, "Use 9"),

@@ -1,6 +1,7 @@
 """Searches over several chunks: pruning every few, going back, looking ahead, stages."""
 
 import math
+import operator
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from conftest import brightness, contrast, nothing_done
 from search_toys import FakeSteps
 
+from stream_t1.chunk_steps import ChunkSteps
 from stream_t1.search import (
     Backtracking,
     Beam,
@@ -405,6 +407,36 @@ def test_every_search_goes_with_every_policy_and_streams_what_a_call_gives(toy_p
     stream = toy_pipeline.stream(prompt_embeds=embeds, generator=torch.Generator().manual_seed(6), **arguments)
     assert torch.equal(torch.cat([chunk.frames for chunk in stream]), called.frames[0])
     assert len(called.trace.best_path()) == 4 == len(called.trace.monitors["bright"])
+
+
+@pytest.mark.parametrize("search", ALL, ids=lambda search: repr(search)[:50])
+def test_no_step_is_run_twice_and_no_prediction_is_decoded_or_scored_twice(toy_pipeline, embeds, search, monkeypatch):
+    done = []  # holds what it compares, so that no identity is given twice
+
+    def once(what, *parts):
+        assert not any(what == each[0] and all(map(operator.is_, parts, each[1])) for each in done)
+        done.append((what, parts))
+
+    def denoise_batch(self, memory, batch, until, made=ChunkSteps._denoise_batch):
+        for candidate in batch:
+            for step in range(candidate.step, until):  # all that decides what it gives: memory and noise so far
+                once(f"step {step}", memory, candidate.noise, *candidate.renoise[:step])
+        return made(self, memory, batch, until)
+
+    def decode_batch(self, candidates, rows, state, made=ChunkSteps._decode_batch):
+        for row in rows:
+            once("decode", candidates[row].prediction)
+        return made(self, candidates, rows, state)
+
+    def rewarded(self, candidate, kind, result, made=ChunkSteps._rewarded):
+        once(kind, candidate.prediction)
+        return made(self, candidate, kind, result)
+
+    for name, method in (("_denoise_batch", denoise_batch), ("_decode_batch", decode_batch), ("_rewarded", rewarded)):
+        monkeypatch.setattr(ChunkSteps, name, method)
+    video(toy_pipeline, embeds, search=search, num_frames=33)
+    kinds = [what for what, _ in done]
+    assert kinds.count("decode") == kinds.count("image") == kinds.count("video") > 0
 
 
 @pytest.mark.parametrize("search", ALL[:9], ids=lambda search: repr(search)[:50])
