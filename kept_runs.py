@@ -23,7 +23,7 @@ from .search.outputs import StreamT1PipelineOutput
 from .search.plan import PromptPlan, SearchPlan
 from .search.prompt_search import PromptSearch
 from .search.recorded import as_config
-from .search.repeated import Repeated, check_repeatable, policy_of
+from .search.repeated import Repeated, check_repeatable, policy_of, script_of
 from .search.request import VideoRequest
 from .search.saved_run import KeptPrompt, RunFile, SavedRun, read_run, wanted_rows
 from .search.trace import Json, SearchTrace
@@ -123,11 +123,12 @@ class KeptRunsMixin:
         path, config = check_repeatable(trace, inputs), trace.config
         check_same_model(trace.made_with, self, "The trace")
         arguments = {
-            "prompt": None if "prompt_embeds" in inputs else config["prompt"],
+            "prompt": None if "prompt_embeds" in inputs else trace.chunks[0].prompt or config["prompt"],
+            **{name: config[name] for name in ("recache", "transition") if name in config},
             **{name: config[name] for name in ("height", "width", "noise_correlation")},
             **{name: config[name] for name in ("max_sequence_length", "attention_kwargs") if name in config},
             "num_frames": self.geometry.num_frames(len(path)),
-            "reward_prompt": config["reward_prompt"],
+            "reward_prompt": "",
             "generator": torch.Generator().manual_seed(trace.seed),
             "candidate_seeds": "reference",  # takes the trace's base as it is
             "image_reward": False,
@@ -137,6 +138,9 @@ class KeptRunsMixin:
         }
         request = VideoRequest(**{**arguments, **inputs})
         plan, self._interrupt = self._plan(request, of_one="replay"), False
+        script = None if {"prompt", "prompt_embeds"} & inputs.keys() else script_of(trace, len(path))
+        if script is not None:
+            plan = replace(plan, scripts=(script,))
         searches = self._searches(replace(plan, **self._levels(config["levels"], plan.device)))
         output = StreamT1PipelineOutput(self._videos_of(searches).frames, [trace])
         return output if request.return_dict else output.to_tuple()

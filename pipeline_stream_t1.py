@@ -599,7 +599,7 @@ class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, Dif
             ValueError, TypeError: the search or the callback gives no possible choice.
         """
         beams = search.beams
-        if steps.is_given:
+        if steps.is_given and not getattr(search.plan.search, "takes_given", False):
             made = Choice(steps.score(beams, steps.given(beams)), [0]).without_lost()
         else:
             made = self._searched(search, steps)

@@ -84,7 +84,7 @@ def _kept(value: object, tensors: dict[str, torch.Tensor]) -> "trace.Json":
         return _kept(value.tolist(), tensors)
     if isinstance(value, torch.Tensor):
         name = f"{PREFIX}{len(tensors)}"
-        tensors[name] = value.detach().cpu()
+        tensors[name] = value.detach().cpu().clone()  # the caller's may be a prompt's too
         return {"tensor": name}
     if isinstance(value, list | tuple):
         return [_kept(each, tensors) for each in value]

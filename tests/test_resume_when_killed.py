@@ -1,4 +1,4 @@
-"""A run whose process is killed at some moment, and gone on with by `pipe.resume` in another.
+"""A run of changing prompts whose process is killed at some moment, and gone on with by `pipe.resume` in another.
 
 The process that is killed is a forked child, and moments are counted in calls of functions, so that one is the same on
 every machine. A setting is asked for one moment that a seed chooses; the slow test for twenty.
@@ -15,7 +15,7 @@ from test_files_when_killed import in_child
 from test_resume import APPENDING, REWARDS, asked, assert_same, file_content
 from tqdm.auto import tqdm
 
-from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
+from stream_t1 import FewStepFlowMatchScheduler, PromptTimeline, StreamT1Pipeline
 from stream_t1.search import EMASink, ParticleSearch, RewardRoutedSink, SlidingWindow, StaticSink
 
 BEAMS = {"num_beams": 3, "num_candidates": 2}
@@ -48,7 +48,7 @@ def prepared(tmp_path_factory):
 
     def prepare(name):
         if name not in known:
-            arguments = {"prompt_embeds": embeds, **RUNS[name]}
+            arguments = {"prompt": PromptTimeline({0: embeds, 21: embeds + 1}), **RUNS[name]}
             whole = pipe(save_to=folder / name, **asked(**arguments))
             status, num_calls = in_child(lambda: run(pipe, folder / f"{name}-again", arguments))
             assert status == 0
