@@ -1,6 +1,6 @@
 """How soon a changed prompt is seen: `python -m stream_t1.demo.prompt_changes --output FOLDER`.
 
-Every change is a held-out caption of which the motion, the colour or both become others at frame 45. The judge reads
+Every change is a held-out caption of which the motion, the colour or both become others at frame 57. The judge reads
 the two seconds from the beginning of every chunk on; a change takes as many chunks as pass before the judge sees what
 was changed. Every `recache` makes the same changes with the same seeds, as a single sample and in a search.
 So does a video that has the later prompt from its beginning: how often that is right bounds the others.
@@ -35,7 +35,7 @@ from . import load_pipeline
 from .clips import COLORS, MOTIONS, Caption, held_out_captions
 from .judge import WINDOW_FRAMES, WINDOW_STRIDE, Judge, load_judge
 
-CHANGE_FRAME = 45
+CHANGE_FRAME = 57  # past the window: an earlier "window" is "all", as in LongLive
 CHANGED = (("motion",), ("color",), ("motion", "color"))  # in turn
 FROM_THE_BEGINNING = "no change"
 SEARCHES = {"single": BeamSearch(1, 1), "search": BeamSearch(2, 2)}

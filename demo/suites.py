@@ -35,6 +35,9 @@ SEARCH_SETTINGS: tuple[str | Mapping[int, str], ...] = (
     {budget: f"early-pruning:keep={max(budget // 8, 1)},after_step=3" for budget in BUDGETS},
     {8: "staged:budget=1x9/1x1", 16: "staged:budget=1x20/1x2", 32: "staged:budget=1x42/1x4"},
     {budget: "lookahead:inner=beam(num_beams=1),steps=1" for budget in (16, 32)},
+    {16: "backtracking:inner=beam(num_beams=1,num_candidates=3),bound=0.7,depth=1,retries=1"},
+    {16: "early-stop:inner=beam(num_beams=1,num_candidates=2),margin=0.02,patience=2,max_rounds=4"},
+    {16: "prompt-adaptive:num_beams=1,num_candidates=2,strength=1.65,max_candidates=5"},
 )
 
 

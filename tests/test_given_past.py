@@ -9,7 +9,7 @@ import torch
 from conftest import brightness, contrast, toy_transformer, toy_vae
 from lossless_vae import lossless_vae
 
-from stream_t1 import FewStepFlowMatchScheduler, StreamT1Pipeline
+from stream_t1 import FewStepFlowMatchScheduler, PromptTimeline, StreamT1Pipeline
 from stream_t1.models.streaming_encoder import StreamingWanEncoder
 from stream_t1.search import (
     Backtracking,
@@ -204,6 +204,17 @@ def test_a_search_looks_ahead_from_a_held_frame_and_from_a_given_past(made):
     assert torch.equal(made(search=search, image_latents=image, num_frames=33).frames[:, :, :1], image)
     given = made(**PLAIN).frames[:, :, :6]
     assert torch.equal(made(search=search, video_latents=given, num_frames=45).frames[:, :, :6], given)
+
+
+def test_prompts_may_change_in_the_given_past_and_after_it(pipe, embeds):
+    other = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(9))
+    timeline = PromptTimeline({0: embeds, 9: other, 33: embeds})  # at chunks 1 and 3
+    arguments = {"prompt": timeline, "num_frames": 57, "latents": NOISE[:, :, :15], "output_type": "latent", **PLAIN}
+    runs = [pipe(generator=torch.Generator().manual_seed(4), **arguments)]
+    given = runs[0].frames[:, :, :6]
+    runs.append(pipe(generator=torch.Generator().manual_seed(4), video_latents=given, **arguments))
+    assert torch.equal(runs[1].frames, runs[0].frames)
+    assert [chunk.work.recached_chunks for chunk in runs[1].trace.chunks] == [0, 1, 0, 3, 0]
 
 
 def test_the_chunks_callback_is_not_asked_about_given_chunks(made):
