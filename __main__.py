@@ -19,6 +19,14 @@ COMMANDS = {  # a line about each, and an example that runs as it stands
         "make a video from a prompt; a prompt alone does so too",
         'stream-t1 generate "a red circle moving left on a white background" -o circle.mp4',
     ),
+    "resume": (
+        "go on with a run that `generate --save-to` kept in a file, or make its video longer",
+        "stream-t1 resume circle.safetensors -o circle.mp4",
+    ),
+    "replay": (
+        "make the video of a trace again, without its search",
+        "stream-t1 replay circle.json -o circle.mp4",
+    ),
     "inspect": (
         "say what a file, a folder or a model on the Hub is, and what can be done with it",
         "stream-t1 inspect Wan-AI/Wan2.1-T2V-1.3B-Diffusers",

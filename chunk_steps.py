@@ -125,6 +125,10 @@ class ChunkSteps:
         """What the next chunk's transformer reads, after what a callback changed."""
         return self._prompts.last
 
+    def change_prompt(self, embeds: torch.Tensor) -> None:
+        """Changes what is read from the first step on that no candidate has begun, as a callback does."""
+        self._prompts.change(0, embeds)
+
     @property
     def is_given(self) -> bool:
         """Whether the chunk is given, so that there is nothing to search: `given` is its one candidate."""
@@ -161,13 +165,14 @@ class ChunkSteps:
         check_place(beams, (), self.chunk_index)
         for parent, (beam, count) in enumerate(zip(beams, counts, strict=True)):
             end = first + whole_number("counts", count, least=0)
-            candidates += [self._propose_one(beam, parent, index) for index in range(first, end)]
+            for index in range(first, end):
+                candidates.append(self.candidate_of(beam, parent, *self._seed(beam, parent, index)))
             self.next_number = max(self.next_number, end)
         return candidates
 
-    def _propose_one(self, beam: Beam, parent: int, index: int) -> Candidate:
+    def candidate_of(self, beam: Beam, parent: int, seed: int, lineage: tuple[int, int] | None = None) -> Candidate:
+        """Unit 1 for one candidate, with the noise of a seed."""
         num_channels, num_frames, *size = self.plan.chunk_shape(self.chunk_index)
-        seed, lineage = self._seed(beam, parent, index)
         generator = candidate_generator(seed)
         fresh, *renoise = (draw_noise([generator], (num_frames, num_channels, *size))[0] for _ in self.levels[:-1])
         # None to propagate: a given chunk has no noise, and that of a chunk of another length is of another shape.
@@ -356,12 +361,15 @@ class ChunkSteps:
 
     def _decode_batch(self, candidates: list[Candidate], rows: list[int], state: object | None) -> None:
         """Puts the rows' decoded candidates into the list; `state` is their parent's."""
-        latents, finite = torch.stack([candidates[row].prediction for row in rows]), []
+        together, finite = tuple(candidates[row].prediction for row in rows), []
+        latents = torch.stack(together)
         videos = StreamingWanDecoder(self.pipe.vae).continuations(latents, state)
         for row, (video, new_state) in zip(rows, videos, strict=True):
             frames = to_uint8(video)
             picture = thumbnail(frames) if self.plan.request.trace_thumbnails else None
-            candidates[row] = replace(candidates[row], frames=frames, decoder_state=new_state, thumbnail=picture)
+            batch = together if not self.pipe.vae.use_slicing else (candidates[row].prediction,)
+            decoded = {"frames": frames, "decoder_state": new_state, "decoded_with": batch}
+            candidates[row] = replace(candidates[row], **decoded, thumbnail=picture)
             finite.append(torch.isfinite(video).all())
         for row, is_finite in zip(rows, torch.stack(finite).tolist(), strict=True):
             if not is_finite:

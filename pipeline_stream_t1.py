@@ -14,20 +14,19 @@ Axes: B batch, C channels, F latent frames (or pixel frames), H and W height and
 L text tokens.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.utils import logging
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from .chunk_steps import ChunkSteps
+from .identity import made_with
+from .kept_runs import KeptRunsMixin
 from .loaders.folder import FolderMixin
 from .loaders.hooks import HooksMixin
 from .models.alignment import align_weights_for
@@ -35,7 +34,6 @@ from .models.components import check_model, check_models_fit
 from .models.cost import ModelCosts, weight_bytes
 from .models.memory import ChunkMemory
 from .models.pictures import read_clip, read_picture
-from .models.pixels import stack, to_output
 from .models.prompt import Prompt
 from .models.streaming_decoder import StreamingWanDecoder
 from .models.streaming_encoder import StreamingWanEncoder
@@ -44,7 +42,7 @@ from .models.transformer_causal_wan import CausalWanTransformer3DModel
 from .rewards.arguments import check_kind, check_rewards, check_sources, chosen_reward, loaded_reward, warn_of_missed
 from .rewards.base import as_component
 from .rewards.monitoring import watched_scores
-from .rewards.scoring import clear_variables, mean_over_parts, score_clips
+from .rewards.scoring import mean_over_parts, score_clips
 from .rewards.shipped import SHIPPED_REWARDS  # noqa: F401 - registers every kind of reward, for folders and Hub ids
 from .schedulers.few_step_flow_match import FewStepFlowMatchScheduler
 from .search.answers import check_choice, kept_by_callback
@@ -56,7 +54,7 @@ from .search.geometry import VideoGeometry, check_chunk_multiple, real_number, w
 from .search.given_past import GivenPast
 from .search.memory_sinking import MemoryPolicy
 from .search.noise_propagation import base_seed
-from .search.outputs import NoCandidateLeftError, StreamChunk, StreamT1PipelineOutput, nothing_left
+from .search.outputs import StreamChunk, StreamT1PipelineOutput, nothing_left
 from .search.plan import PromptPlan, SearchPlan, check_plan
 from .search.policy_config import check_policy, policy_config, policy_positions, policy_recache, policy_sink_frames
 from .search.prompt_search import PromptSearch
@@ -64,12 +62,14 @@ from .search.request import StreamRequest, VideoRequest
 from .search.request_checks import check_texts
 from .search.reward_pruning import mean_score, order_by
 from .search.running import RunningMixin, SearchInterrupted
+from .search.saved_run import check_new
 from .search.script import PromptScript, check_cuts, check_embeds
 from .search.search_names import parse_search, search_text  # noqa: F401 - brings their texts
 from .search.shipped import SHIPPED_SEARCHES  # noqa: F401 - brings every search to where only the code is loaded
 from .search.timeline import PromptTimeline  # noqa: F401 - for callers where only the code is loaded
 from .search.trace import ChunkTrace, ChunkWork, FinalTrace
 from .search.video_stream import StreamControl, VideoStream
+from .videos import best_videos, chunk_bar, let_go, stream_chunk
 
 __version__ = "0.2.0"
 
@@ -86,7 +86,7 @@ SAVED_AS = {
 }
 
 
-class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline, WanLoraLoaderMixin):
+class StreamT1Pipeline(KeptRunsMixin, FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline, WanLoraLoaderMixin):
     """Text to video, chunk by chunk, with a search over candidates at every chunk.
 
     Every component may be None where a call does not need it: `text_encoder` and `tokenizer` with `prompt_embeds`,
@@ -118,6 +118,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _callback_tensor_inputs = ["latents", "prompt_embeds"]
     _exclude_from_cpu_offload = ["image_reward", "video_reward"]  # where the models run is not for a reward to say
+    _version = __version__
     _optional_components = ["tokenizer", "text_encoder", "transformer", "vae", "image_reward", "video_reward"]
 
     def __init__(
@@ -230,17 +231,21 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             NoCandidateLeftError: all candidates of a chunk were lost.
         """
         plan, self._interrupt = self._loaded(self._plan(request)), False
-        searches = self._searches(plan)
+        output = self._videos_of(self._searches(plan))
+        return output if request.return_dict else output.to_tuple()
+
+    def _videos_of(self, searches: list[PromptSearch]) -> StreamT1PipelineOutput:
+        """Brings the searches of a call to their end."""
         try:
             self._run(searches)
         except BaseException as error:
-            _let_go(error, searches)
+            let_go(error, searches)
             raise
         finally:
             self._end(searches)
         traces = [search.trace for search in searches if search.trace.chunks]
-        frames = _videos(searches, request.output_type)
-        return StreamT1PipelineOutput(frames=frames, traces=traces) if request.return_dict else (frames, traces)
+        frames = best_videos(searches)
+        return StreamT1PipelineOutput(frames=frames, traces=traces)
 
     @takes_request(StreamRequest)
     def stream(self, request: StreamRequest) -> VideoStream:
@@ -278,6 +283,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         Raises:
             ValueError, TypeError: as `__call__`; there is more than one prompt.
         """
+        if request.save_to is not None:
+            raise ValueError("`save_to` keeps the run of a call or a stream; `steps` is for a loop of one's own.")
         plan, self._interrupt = self._loaded(self._plan(request, of_one="steps")), False
         (search,) = self._searches(plan)
         while search.chunk_index < plan.num_given_chunks and self._advance(search, is_first=search.chunk_index == 0):
@@ -419,6 +426,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     def _loaded(self, plan: SearchPlan) -> SearchPlan:
         """The plan with the rewards that it names, after everything else was found right."""
         device, request = plan.device, plan.request
+        if request.save_to is not None:
+            check_new(request.save_to)
         loaded = replace(
             plan,
             image_reward=loaded_reward("image_reward", plan.image_reward, device),
@@ -433,12 +442,15 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             warn_of_missed(missed, self.config.reward_sources or {})
         return loaded
 
-    def _searches(self, plan: SearchPlan) -> list[PromptSearch]:
-        """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
-        request = plan.request
-        self.begin_step(plan.num_steps, None, request.attention_kwargs)
+    def _begin(self, plan: SearchPlan) -> None:
+        self.begin_step(plan.num_steps, None, plan.request.attention_kwargs)
         if plan.device.type == "cpu":
             align_weights_for(plan, (self.text_encoder, self.transformer, self.vae), own=self._own_models)
+
+    def _searches(self, plan: SearchPlan) -> list[PromptSearch]:
+        """One search for each prompt, with an empty beam. The work begins: prompts are encoded."""
+        self._begin(plan)
+        request, made = plan.request, made_with(self, plan)
         scripts = self._encoded(plan)
         past, work = self._given_latents(plan)
         of_prompts = zip(request.prompts(), request.reward_prompts(), scripts, request.generators(), strict=True)
@@ -447,9 +459,10 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             seeds = tuple(base_seed(generator, request.candidate_seeds) for _ in range(plan.num_lineages))
             noise = None if request.latents is None else request.latents[row]
             inputs = PromptPlan(plan, seeds, prompt, reward_prompt, script, noise, past)
-            first = Prompt(script.embeds(0))
-            searches.append(PromptSearch(inputs, first, inputs.new_trace(__version__), [Beam(ChunkMemory())]))
+            trace = inputs.new_trace(__version__, None if generator is None else generator.initial_seed(), made)
+            searches.append(PromptSearch(inputs, Prompt(script.embeds(0)), trace, [Beam(ChunkMemory())]))
         searches[0].work = work
+        self._keep(searches, request.save_to)
         return searches
 
     def _given_latents(self, plan: SearchPlan) -> tuple[torch.Tensor | None, ChunkWork]:
@@ -487,7 +500,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
 
     def _run(self, searches: list[PromptSearch]) -> None:
         """The searches one after the other. Ctrl-C and interrupts end them with the chunks that are finished."""
-        with self._chunk_bar(sum(search.plan.num_chunks for search in searches)) as progress:
+        with chunk_bar(self, searches) as progress:
             try:
                 for search in searches:
                     while not search.is_finished:
@@ -495,7 +508,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
                         if not self._advance(search, is_first=not any(each.chunk_index for each in searches)):
                             return
                         progress.update(search.chunk_index - before)
-                    self._finish(search)
+                    if search.trace.final is None:
+                        self._finish(search)
             except KeyboardInterrupt:
                 num_chunks = sum(search.chunk_index for search in searches)
                 if num_chunks == 0:
@@ -510,7 +524,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         (search,) = searches = self._searches(plan)
         output_type, num_given, control.search = plan.request.output_type, 0, search
         try:
-            with self._chunk_bar(None if plan.is_endless else plan.num_chunks) as progress:
+            with chunk_bar(self, searches) as progress:
                 while self._advance(self._changed(search, control), is_first=search.chunk_index == 0):
                     progress.update(search.chunk_index - progress.n)
                     if search.is_finished:
@@ -518,16 +532,16 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
                         break
                     for index in range(num_given, search.num_settled(num_given)):
                         num_given = index + 1
-                        yield _stream_chunk(search, search.beams[0], index, output_type)
+                        yield stream_chunk(search, search.beams[0], index, output_type)
                     search.forget(num_given)
             control.close()
             search.settle_by_score()
             for index in range(num_given, search.chunk_index):
-                yield _stream_chunk(search, search.best_beams()[0], index, output_type)
+                yield stream_chunk(search, search.best_beams()[0], index, output_type)
         except GeneratorExit:  # the caller leaves the stream
             raise
         except BaseException as error:
-            _let_go(error, searches, num_given)
+            let_go(error, searches, num_given)
             raise
         finally:
             control.close()
@@ -575,7 +589,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         weight = search.plan.fusion_weight(search.chunk_index)
         record = ChunkTrace.of(records, beams, weight, steps.work, notes, words)
         search.prompt = steps.next_prompt
-        search.finish_chunk(beams, record, monitored)
+        search.finish_chunk(beams, record, monitored, survivors)
         return True
 
     def _choose(self, search: PromptSearch, steps: ChunkSteps) -> Choice:
@@ -585,7 +599,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             ValueError, TypeError: the search or the callback gives no possible choice.
         """
         beams = search.beams
-        if steps.is_given:
+        if steps.is_given and not getattr(search.plan.search, "takes_given", False):
             made = Choice(steps.score(beams, steps.given(beams)), [0]).without_lost()
         else:
             made = self._searched(search, steps)
@@ -633,7 +647,7 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
     def _finish(self, search: PromptSearch) -> None:
         """Orders the beams of a whole video."""
         search.release()
-        search.trace = replace(search.trace, final=self._order_beams(search))
+        search.finish(self._order_beams(search))
 
     def _order_beams(self, search: PromptSearch) -> FinalTrace:
         """The last beams, best first. The parts of a video that have words of their own are scored by themselves."""
@@ -661,6 +675,8 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
         plan = searches[0].plan
         self.begin_step(plan.num_steps, None, plan.request.attention_kwargs)
         self.maybe_free_model_hooks()
+        if searches[0].file is not None:
+            searches[0].file.wait()
 
     def encode_prompt(
         self, prompt: str | list[str], max_sequence_length: int = 512, device: torch.device | None = None
@@ -706,31 +722,3 @@ class StreamT1Pipeline(FolderMixin, HooksMixin, RunningMixin, DiffusionPipeline,
             geometry.check_num_frames(num_frames)
         if policy_positions(memory) == "absolute":
             geometry.check_absolute_positions(num_frames, type(memory).__name__)
-
-    def _chunk_bar(self, num_chunks: int | None) -> tqdm:
-        """A progress bar over chunks, endless if there is no number of them, as the user configured it."""
-        options = {"desc": "chunks", **getattr(self, "_progress_bar_config", {})}
-        return tqdm(itertools.count(), **options) if num_chunks is None else tqdm(total=num_chunks, **options)
-
-
-def _let_go(error: BaseException, searches: list[PromptSearch], num_given: int = 0) -> None:
-    """Takes the search's tensors out of an error, and puts in what was finished after so many chunks were given."""
-    clear_variables(error)
-    if isinstance(error, NoCandidateLeftError):
-        error.frames = _videos(searches, searches[0].plan.request.output_type, num_given)
-
-
-def _videos(searches: list[PromptSearch], output_type: str, first_chunk: int = 0) -> np.ndarray | torch.Tensor | list:
-    """The best beams' videos in the form that was asked for; prompts without a finished chunk have none."""
-    searches = [search for search in searches if search.chunk_index > first_chunk]
-    beams = [beam for search in searches for beam in search.best_beams()]
-    if output_type == "latent":
-        return stack([torch.cat(beam.latents[first_chunk:], dim=1) for beam in beams])
-    return to_output([torch.cat(beam.frames[first_chunk:]) for beam in beams], output_type)
-
-
-def _stream_chunk(search: PromptSearch, beam: Beam, index: int, output_type: str) -> StreamChunk:
-    words = search.inputs.script.words(index)
-    if output_type == "latent":
-        return StreamChunk(index, beam.latents[index], search.trace, words)
-    return StreamChunk(index, to_output([beam.frames[index]], output_type)[0], search.trace, words)

@@ -33,11 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--transition", type=int, help="chunks over which a changed prompt is mixed in")
     parser.add_argument("--recache", choices=RECACHE_MODES, help="what becomes of the past when the prompt changes")
-    parser.add_argument("--model", help="folder or Hub id that StreamT1Pipeline loads; default: the demo")
-    parser.add_argument("--image-reward", help="folder or Hub id of a converted reward; the demo has its own")
-    parser.add_argument("--video-reward", help="likewise")
-    parser.add_argument("-o", "--output", type=Path, default=Path("out.mp4"), help="default: %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="replaces the video at OUTPUT")
+    add_model(parser)
+    add_rewards(parser)
+    add_output(parser)
+    parser.add_argument(
+        "--save-to",
+        type=Path,
+        metavar="FILE",
+        help="a new file that keeps the run after every chunk, for `stream-t1 resume`",
+    )
     request = {field.name: field.default for field in fields(VideoRequest)}
     parser.add_argument(
         "--num-frames",
@@ -61,6 +65,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         told = "; ".join(dict.fromkeys(_argument_help(name, owner) for owner in owners))
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"of --search {told}")
     parser.set_defaults(run=generate)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="folder or Hub id that StreamT1Pipeline loads; default: the demo")
+
+
+def add_rewards(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image-reward", help="folder or Hub id of a converted reward; the demo has its own")
+    parser.add_argument("--video-reward", help="likewise")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, default=Path("out.mp4"), help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replaces the video at OUTPUT")
 
 
 def search_arguments() -> dict[str, list[str]]:
@@ -87,25 +105,14 @@ def _argument_help(name: str, owner: str) -> str:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Writes the video, and the trace of its search as JSON beside it."""
-    from ..search.files import check_place
-
     if not 0 <= arguments.seed <= LARGEST_SEED:
         raise ValueError(f"`--seed` is {arguments.seed}; it must lie between 0 and {LARGEST_SEED}, 2^53 - 1.")
-    for path, options in places(arguments.output, arguments.overwrite).items():
-        try:
-            check_place(path, **options)
-        except OSError as error:
-            raise ValueError(f"`--output`: {error}") from error
+    check_output(arguments)
     search, prompt, past = chosen_search(arguments), chosen_prompt(arguments), given_past(arguments)
     import torch
 
-    pipe = load_demo(prompt) if arguments.model is None else load_model(arguments.model)
+    pipe = load_pipeline(arguments, prompt)
     prompt = chosen_prompt(arguments, pipe.config.fps, pipe.config.chunk_frames)
-    for name in ("image_reward", "video_reward"):
-        if getattr(arguments, name) is not None:
-            setattr(pipe, name, getattr(arguments, name))
-    if torch.accelerator.is_available():
-        pipe.to(torch.accelerator.current_accelerator())
     if pipe.image_reward is pipe.video_reward is None:
         check_nothing_to_choose(VideoRequest(prompt, **search))
     num_frames = arguments.num_frames
@@ -117,19 +124,56 @@ def generate(arguments: argparse.Namespace) -> None:
         num_frames=num_frames,
         **{name: given for name in ("transition", "recache") if (given := getattr(arguments, name)) is not None},
         generator=torch.Generator().manual_seed(arguments.seed),
+        **({} if arguments.save_to is None else {"save_to": arguments.save_to}),
         **search,
         **past,
     )
-    seconds = time.perf_counter() - begin
+    write_output(output, arguments, f"{decision(pipe, output.trace)}, found in {time.perf_counter() - begin:.1f} s")
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    """Tries whether the video and its trace can be written.
+
+    Raises:
+        ValueError: they can't, or `--output` does not have a video's name.
+    """
+    from ..search.files import check_place
+
+    for path, options in places(arguments.output, arguments.overwrite).items():
+        try:
+            check_place(path, **options)
+        except OSError as error:
+            raise ValueError(f"`--output`: {error}") from error
+
+
+def load_pipeline(arguments: argparse.Namespace, prompt: str | None = None) -> "StreamT1Pipeline":  # noqa: F821
+    """The pipeline of `--model`, with the rewards that are named, on the accelerator if there is one.
+
+    Args:
+        prompt: of which the demo says what it can't read.
+    """
+    import torch
+
+    pipe = load_demo(prompt) if arguments.model is None else load_model(arguments.model)
+    for name in ("image_reward", "video_reward"):
+        if getattr(arguments, name, None) is not None:
+            setattr(pipe, name, getattr(arguments, name))
+    if torch.accelerator.is_available():
+        pipe.to(torch.accelerator.current_accelerator())
+    return pipe
+
+
+def write_output(output: "StreamT1PipelineOutput", arguments: argparse.Namespace, how: str) -> None:  # noqa: F821
+    """Writes the video and its trace, under another name if there is a video by now, and says how it was made."""
     frames, trace = (output.frames[0] * 255).round().astype("uint8"), output.trace
     path = arguments.output
     try:
         write(frames, trace, path, arguments.overwrite)
-    except FileExistsError as error:  # somebody was faster; the search is not to be lost
+    except FileExistsError as error:  # somebody was faster; the video is not to be lost
         print(f"stream-t1: {error}", file=sys.stderr)
         path = free_path(path)
         write(frames, trace, path, overwrite=False)
-    print(f"{path}: {len(frames)} frames, {decision(pipe, trace)}, found in {seconds:.1f} s")
+    print(f"{path}: {len(frames)} frames, {how}")
     print(f"{path.with_suffix('.json')}: the trace of the search")
 
 

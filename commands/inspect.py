@@ -43,6 +43,8 @@ def describe(given: str) -> Iterable[str]:
         return _video_lines(path)
     if path.suffix == ".json" and path.is_file():
         return _trace_lines(path)
+    if path.suffix == ".safetensors" and path.is_file() and (lines := _run_lines(path)):
+        return lines
     if (path / CODE).is_file() and (path / "__init__.py").is_file():
         return [
             f"{path}: a clone of Stream-T1's repository, with the demo model in demo/checkpoint",
@@ -82,6 +84,25 @@ def _trace_lines(path: Path) -> list[str]:
         raise ValueError(f"{path} is a damaged trace: {error}") from error
     videos = [video for suffix in FORMATS if (video := path.with_suffix(suffix)).is_file()]
     return lines + [f"  its video: stream-t1 inspect {shlex.quote(str(video))}" for video in videos]
+
+
+def _run_lines(path: Path) -> list[str]:
+    """Lines about a saved run; none for another file."""
+    from ..search.saved_run import read_header
+
+    try:
+        header = read_header(path)
+        searches = [prompt["trace"] for prompt in header["prompts"]]
+        lines = [f"{path}: a saved run of version {header['version']}, of {len(searches)} prompts"]
+        for record in searches:
+            config = record["config"]
+            lines.append(
+                f"  {len(record['chunks'])} of {config['num_chunks']} chunks, {config['height']}x{config['width']}, "
+                f"prompt: {config['prompt']}"
+            )
+        return [*lines, f"  gone on with by: stream-t1 resume {shlex.quote(str(path))}"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _video_lines(path: Path) -> list[str]:

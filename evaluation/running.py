@@ -10,14 +10,13 @@ import torch
 from accelerate import PartialState
 from diffusers.utils import logging
 
+from ..models.fingerprint import fingerprint
 from ..pipeline_stream_t1 import StreamT1Pipeline, __version__
 from .methods import Video, find_method, make_video
 from .metrics import Metric, measure
 from .results import SURROUNDINGS, Job, Row, append_row, is_finished, keep_configuration, new_row, read_rows
 
 logger = logging.get_logger(__name__)
-
-SAMPLED_WEIGHTS = 1024  # of every tensor, for the fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,18 +126,6 @@ def share_of(jobs: Sequence[Job], process_index: int, num_processes: int) -> lis
     tasks = list(dict.fromkeys(job.task for job in jobs))
     mine = set(tasks[process_index::num_processes])
     return [job for job in dict.fromkeys(jobs) if job.task in mine]
-
-
-def fingerprint(module: torch.nn.Module | None) -> str | None:
-    """Short hash of a model: of the names, shapes and evenly spaced values of all weights, quick at any size."""
-    if module is None:
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        values = tensor.detach().flatten()
-        values = values[:: max(1, values.numel() // SAMPLED_WEIGHTS)].float().cpu()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _search_record(video: Video) -> dict:

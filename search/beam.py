@@ -89,6 +89,7 @@ class Candidate:
     noisy: torch.Tensor | None = None  # (C, F, H, W) next step's input, if it is not `prediction` noised by `renoise`
     frames: torch.Tensor | None = None  # (F, 3, H, W) uint8, of `prediction`
     decoder_state: object | None = None  # after `frames`
+    decoded_with: tuple[torch.Tensor, ...] = ()  # the predictions of the batch that was decoded, its own among them
     short: float | None = None
     long: float | None = None
     score: float | None = None
@@ -144,7 +145,7 @@ class Candidate:
     def without_scores(self) -> "Candidate":
         """The candidate without pixels, decoder state and scores, which were of an earlier prediction."""
         nothing = dict.fromkeys(("frames", "decoder_state", "short", "long", "score", "route"))
-        return replace(self, parts={}, **nothing)
+        return replace(self, parts={}, decoded_with=(), **nothing)
 
     def going_on(self) -> "Candidate":
         """`without_scores`, with a score that it had in `partial_scores`."""

@@ -1,7 +1,7 @@
 """What the searches of a call have in common."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -171,11 +171,21 @@ class PromptPlan:
         """What rewards read at a chunk."""
         return self.script.reward_prompt(chunk_index) or ""
 
-    def new_trace(self, version: str) -> "trace.SearchTrace":
-        """The record of a search that has not begun."""
+    def new_trace(
+        self, version: str, call_seed: int | None = None, made_with: "dict[str, trace.Json] | None" = None
+    ) -> "trace.SearchTrace":
+        """The record of a search that has not begun.
+
+        Args:
+            version: of this project.
+            call_seed: of the generator that gave the bases.
+            made_with: model, rewards, dtype, device and versions.
+        """
         words = {name: getattr(self, name) for name in ("prompt", "reward_prompt")}
         words = {name: text.as_config() if timeline.is_timeline(text) else text for name, text in words.items()}
-        return trace.SearchTrace({**words, **self.plan.as_config()}, self.seeds[0], self.plan.fps, version, chunks=[])
+        config = {**words, **self.plan.as_config()}
+        record = trace.SearchTrace(config, self.seeds[0], self.plan.fps, version, chunks=[])
+        return replace(record, call_seed=call_seed, seeds=list(self.seeds), made_with=made_with or {})
 
 
 def check_plan(plan: SearchPlan) -> None:

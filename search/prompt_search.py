@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from diffusers.utils import logging
 
-from . import beam, choice, plan, reward_pruning, script, trace
+from . import beam, choice, plan, reward_pruning, saved_run, script, trace
 
 logger = logging.get_logger(__name__)
 
@@ -33,6 +33,8 @@ class PromptSearch:
     older: tuple[tuple["list[beam.Beam]", object], ...] = ()  # beams and prompt of the chunks to which it may go back
     attempts: dict[int, Attempts] = field(default_factory=dict)  # by chunk, of those that were given up
     work: "trace.ChunkWork | None" = None  # done for its next chunk before the chunk was begun
+    kept: "list[saved_run.KeptChunk]" = field(default_factory=list)  # every chunk's, if the run is kept in a file
+    file: "saved_run.RunFile | None" = None  # of all searches of the call
 
     @property
     def plan(self) -> "plan.SearchPlan":
@@ -65,13 +67,42 @@ class PromptSearch:
         return self.beams[candidate.parent].latents[self.chunk_index - lag]
 
     def finish_chunk(
-        self, beams: "list[beam.Beam]", record: "trace.ChunkTrace", monitored: dict[str, list[float | None]]
+        self,
+        beams: "list[beam.Beam]",
+        record: "trace.ChunkTrace",
+        monitored: dict[str, list[float | None]],
+        survivors: "Sequence[beam.Candidate]" = (),
     ) -> None:
-        """Goes on to the next chunk. An endless stream keeps the records of the last chunks alone."""
+        """Goes on to the next chunk. An endless stream keeps the records of the last chunks alone.
+
+        Args:
+            survivors: the candidates from which the beams grew, for the file of a run that has one.
+
+        Raises:
+            ValueError, OSError: the file can't keep one of them, or can't be written.
+        """
         self.beams = beams
         self.trace.add(record, monitored)
         if self.plan.is_endless:
             self.trace.keep_last(self.plan.num_chunks)
+        if self.file is not None:
+            self.kept.append(saved_run.KeptChunk.of(survivors, beams, self._changed_prompt()))
+            self.file.write()
+
+    def _changed_prompt(self) -> torch.Tensor | None:
+        """The last chunk's embeddings on the CPU, if a callback made them others than the script's."""
+        embeds = self.prompt.embeds
+        if torch.equal(embeds, self.inputs.script.embeds(self.chunk_index - 1)):
+            return None
+        last = self.kept[-1].prompt if self.kept else None
+        embeds = embeds.cpu()
+        return last if last is not None and torch.equal(embeds, last) else embeds
+
+    def finish(self, final: "trace.FinalTrace") -> None:
+        """Enters the order of a whole video's beams."""
+        self.trace = replace(self.trace, final=final)
+        if self.file is not None:
+            self.file.write()
 
     def num_settled(self, num_before: int) -> int:
         """How many of the video's first chunks can change no more: all beams share them, and it cannot go back there.
@@ -136,6 +167,9 @@ class PromptSearch:
         if made.back > 0:
             self.beams, self.prompt = self.older[-made.back]
             self.older = self.older[: -made.back]
+        if self.file is not None:
+            del self.kept[self.chunk_index :]
+            self.file.write()
 
     def keep_for_going_back(self) -> None:
         """Keeps the beams of the chunk that is being made, with their decoder states, as long as it may come again.

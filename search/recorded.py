@@ -20,6 +20,8 @@ def as_config(value: object) -> object:
         return value
     if isinstance(value, list | tuple):
         return [as_config(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): as_config(each) for name, each in value.items()}
     if hasattr(value, "item") and getattr(value, "size", None) == 1:  # a number of numpy's
         return as_config(value.item())
     if hasattr(value, "numel"):  # tensors are no settings

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from os import PathLike
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from . import (
     memory_sinking,
     noise_propagation,
     policy_config,
+    recorded,
     request_checks,
     script,
     timeline,
@@ -93,6 +95,8 @@ class VideoRequest:
         video_latents: (1, C, F, h, w), instead of `video`, in the model's space; whole chunks.
         resize: "crop" scales `image` or `video` until it covers the video's size, and cuts out the middle. Default:
             another size is refused, and the video's is that of what is given.
+        save_to: a file, not there yet, that is written anew after every chunk, so that `pipe.resume` goes on with a
+            run that was stopped, bit for bit, or makes a finished one longer.
     """
 
     prompt: "str | timeline.PromptTimeline | list[str | timeline.PromptTimeline] | None" = None
@@ -136,6 +140,7 @@ class VideoRequest:
     video: object | None = None
     video_latents: torch.Tensor | None = None
     resize: str | None = None
+    save_to: "str | PathLike | None" = None
 
     def __post_init__(self) -> None:
         """
@@ -400,8 +405,18 @@ class VideoRequest:
     def as_config(self) -> dict[str, object]:
         """The numbers of the search that a trace keeps."""
         names = ("noise_correlation", "short_weight_cap", "score_normalization", "reward_window", "candidate_seeds")
-        names += ("final_selection", "num_videos_per_prompt", "max_lag", "transition")
-        return {name: getattr(self, name) for name in names}
+        names += ("final_selection", "num_videos_per_prompt", "max_lag", "transition", "max_sequence_length")
+        config = {name: getattr(self, name) for name in names}
+        config["attention_kwargs"] = recorded.as_config(self.attention_kwargs)
+        return {**config, "given_inputs": self.given_inputs()}
+
+    def given_inputs(self) -> list[str]:
+        """The arguments that shape the video and that no trace holds."""
+        names = ("prompt_embeds", "latents", "callback_on_step_end", self.given_name)
+        given = [name for name in names if name is not None and getattr(self, name) is not None]
+        has_embeds = any(timeline.is_timeline(each) and len(each.texts) < len(each.prompts) for each in self.prompts())
+        has_tensors = any(torch.is_tensor(value) for value in (self.attention_kwargs or {}).values())
+        return ["prompt"] * has_embeds + given + ["attention_kwargs"] * has_tensors
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -431,6 +446,11 @@ class StreamRequest(VideoRequest):
             self._keep("horizon", geometry.whole_number("horizon", self.horizon, least=1))
             if self.latents is not None:
                 raise ValueError("`latents` is the noise of a whole video, and an endless stream has no whole.")
+        if self.save_to is not None and self.num_frames is None:
+            raise ValueError(
+                f"`save_to` is {str(self.save_to)!r}, and an endless stream has no end that a file could keep; give "
+                "`num_frames`."
+            )
         if self.num_videos_per_prompt > 1:
             raise ValueError(
                 f"`num_videos_per_prompt` is {self.num_videos_per_prompt}, and `stream` is for one video of one "

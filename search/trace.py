@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
 
 import torch
@@ -130,6 +130,13 @@ class ChunkTrace:
             **(words or {}),
         )
 
+    def remembered(self, beams: "list[beam.Beam]") -> "ChunkTrace":
+        """The record of a video's last chunk after clean passes that make the video longer."""
+        evicted = [EvictionTrace(place, *left) for place, beam in enumerate(beams) for left in beam.evicted]
+        num_passes = sum(bool(candidate.kept_as) for candidate in self.candidates)
+        work = replace(self.work, clean_passes=self.work.clean_passes + num_passes)
+        return replace(self, evicted=evicted, sinks=[beam.sink_start_frames for beam in beams], work=work)
+
     def grown_into(self, beam_index: int) -> CandidateTrace:
         """The candidate that became a beam; in traces before version 0.2, beams stand in the order of their scores."""
         for candidate in self.candidates:
@@ -168,6 +175,9 @@ class SearchTrace:
     # name, or "NAME.PART", to, per chunk, the kept candidates; None where a monitor had no number
     monitors: dict[str, list[list[float | None]]] = field(default_factory=dict)
     given_up: list[GivenUpTrace] = field(default_factory=list)  # in the order in which they were made
+    call_seed: int | None = None  # of the generator that the bases were drawn from; None without a generator
+    seeds: list[int] = field(default_factory=list)  # all bases: `seed`, then those of further lineages
+    made_with: dict[str, Json] = field(default_factory=dict)  # model, rewards, dtype, device and versions
 
     @property
     def records(self) -> list[ChunkTrace]:
@@ -228,7 +238,7 @@ class SearchTrace:
             FileExistsError: something else is at `path`.
             OSError: `path` can't be written; what was there is as it was.
         """
-        content = {"made_by": files.SEAL, **asdict(self)}
+        content = {"made_by": files.SEAL, **self.as_json()}
         text = json.dumps(content, indent=1, allow_nan=False, default=lambda number: number.item()) + "\n"
         advice = "It is no trace; name another file, or replace it with `overwrite=True`."
         with files.new_file(path, replace=overwrite or files.is_sealed(path), advice=advice) as file:
@@ -236,10 +246,28 @@ class SearchTrace:
 
     @classmethod
     def load(cls, path: str | PathLike) -> "SearchTrace":
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote, of this version or an older one.
+
+        Raises:
+            ValueError: it is no trace, or a damaged one.
+            OSError: there is no such file, or it can't be read.
+        """
         with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-        content.pop("made_by", None)
+            try:
+                content = json.load(file)
+                content.pop("made_by", None)
+                return cls.from_json(content)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path} is no trace, or a damaged one: {error}") from error
+
+    def as_json(self) -> dict[str, Json]:
+        """The trace as plain values, of which `from_json` makes it again."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Json]) -> "SearchTrace":
+        """The trace of `as_json`; fields that an older version did not have get their defaults."""
+        content = dict(content)
         chunks = [_chunk(each) for each in content.pop("chunks")]
         given_up = [GivenUpTrace(each["chunk"], _chunk(each["record"])) for each in content.pop("given_up", [])]
         final = content.pop("final")

@@ -41,9 +41,10 @@ from stream_t1.evaluation.results import (
     new_row,
     read_rows,
 )
-from stream_t1.evaluation.running import Evaluation, fingerprint, share_of
+from stream_t1.evaluation.running import Evaluation, share_of
 from stream_t1.evaluation.statistics import difference, estimate, holm
 from stream_t1.evaluation.suites import Suite, comparison, read_prompts
+from stream_t1.models.fingerprint import fingerprint
 from stream_t1.search.files import new_file
 from stream_t1.search.search_names import SearchText
 from stream_t1.search.shipped import SHIPPED_SEARCHES
