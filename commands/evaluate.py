@@ -152,7 +152,8 @@ def run_comparison(
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     evaluation = load(options, state.device) if options.sheet or not options.report_only else None
     kept = read_configuration(options.output) if evaluation is None else evaluation.configuration()
-    geometry = VideoGeometry.of(kept["chunk_frames"], kept["window_frames"], None, None)  # a report has no model
+    lengths = kept["chunk_frames"], kept.get("first_chunk_frames"), kept["window_frames"]
+    geometry = VideoGeometry.of(*lengths, None, None)  # a report has no model
     if evaluation is not None:
         geometry = evaluation.pipe.geometry
     suites = choose(options, len(kept["denoising_steps"]), geometry)

@@ -35,6 +35,8 @@ class Evaluation:
         pipe = self.pipe
         rewards = {name: _describe(getattr(pipe, name)) for name in ("image_reward", "video_reward")}
         config = {name: pipe.config[name] for name in ("chunk_frames", "window_frames", "sink_frames", "fps")}
+        if pipe.config["first_chunk_frames"] is not None:
+            config["first_chunk_frames"] = pipe.config["first_chunk_frames"]
         if pipe.config.first_chunk_frames is not None:  # older rows name none
             config["first_chunk_frames"] = pipe.config.first_chunk_frames
         return {
