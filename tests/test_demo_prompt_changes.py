@@ -27,7 +27,7 @@ def test_rows_are_made_once_and_counted(tmp_path, monkeypatch):
     settings = {"num_windows": 1, "recaches": ("all", "no change"), "searches": ("single",)}
     rows = measure_changes(tmp_path, 1, **settings)
     assert [row["method"] for row in rows] == ["all, single", "no change, single"]
-    assert all(row["num_frames"] == 81 and row["cost"]["forwards"] == 28 for row in rows)
+    assert all(row["num_frames"] == 93 and row["cost"]["forwards"] == 32 for row in rows)
     assert [row["cost"]["recached_chunks"] for row in rows] == [4, 0]
     monkeypatch.setattr(prompt_changes, "make_row", lambda *_: pytest.fail("made again"))
     assert measure_changes(tmp_path, 1, **settings) == rows

@@ -177,8 +177,9 @@ def test_context_stops_growing_when_the_window_is_full(toy_pipeline, embeds):
 def test_seconds_are_counted_for_every_stage_that_worked(toy_pipeline, embeds):
     trace = toy_pipeline(prompt_embeds=embeds, num_frames=21, monitors={"bright": brightness}, **REWARDS).trace
     first, last = (chunk.work.seconds for chunk in trace.chunks)
-    assert set(first) == {"denoise", "clean_pass", "decode", "reward", "monitor"}
-    assert min(first.values()) > 0 and last["clean_pass"] == 0
+    worked = {"denoise", "clean_pass", "decode", "reward", "monitor"}
+    assert {stage for stage, seconds in first.items() if seconds > 0} == worked
+    assert {stage for stage, seconds in last.items() if seconds > 0} == worked - {"clean_pass"}
 
 
 def test_the_prompt_is_read_once(toy_pipeline, embeds):

@@ -92,7 +92,7 @@ def test_one_search_may_be_said_in_other_words(text, other):
             "`num_particles` of the search 'particles' is '3.5'; it must be a whole number",
         ),
         ("particles:num_particles=3,strength=nan", "`strength` of ParticleSearch is nan"),
-        ("particles:num_particles=3,strength=4,potential=big", "must be one of 'difference', 'max', 'sum'"),
+        ("particles:num_particles=3,strength=4,potential=big", "must be difference or max or sum"),
         ("particles:tempering=much", "must be `none` or a number"),
         ("beam:budget=2x8/2", "`none` or a list with / between, each a whole number x a whole number, as in 2x8"),
         ("early-stop:inner=beam(num_beams=2", "a bracket is not closed"),
