@@ -35,9 +35,20 @@ SEARCH_SETTINGS: tuple[str | Mapping[int, str], ...] = (
     {budget: f"early-pruning:keep={max(budget // 8, 1)},after_step=3" for budget in BUDGETS},
     {8: "staged:budget=1x9/1x1", 16: "staged:budget=1x20/1x2", 32: "staged:budget=1x42/1x4"},
     {budget: "lookahead:inner=beam(num_beams=1),steps=1" for budget in (16, 32)},
-    {16: "backtracking:inner=beam(num_beams=1,num_candidates=3),bound=0.7,depth=1,retries=1"},
-    {16: "early-stop:inner=beam(num_beams=1,num_candidates=2),margin=0.02,patience=2,max_rounds=4"},
-    {16: "prompt-adaptive:num_beams=1,num_candidates=2,strength=1.65,max_candidates=5"},
+    {
+        budget: f"backtracking:inner=beam(num_beams=1,num_candidates={number}),bound=0.7,depth=1,retries=1"
+        for budget, number in ((8, 1), (16, 3), (32, 6))
+    },
+    {
+        8: "early-stop:inner=beam(num_beams=1,num_candidates=1),margin=0.02,patience=2,max_rounds=2",
+        16: "early-stop:inner=beam(num_beams=1,num_candidates=2),margin=0.02,patience=2,max_rounds=4",
+        32: "early-stop:inner=beam(num_beams=1,num_candidates=4),margin=0.02,patience=2,max_rounds=4",
+    },
+    {
+        8: "prompt-adaptive:num_beams=1,num_candidates=1,strength=1.3,max_candidates=2",
+        16: "prompt-adaptive:num_beams=1,num_candidates=2,strength=1.65,max_candidates=5",
+        32: "prompt-adaptive:num_beams=1,num_candidates=4,strength=1.6,max_candidates=10",
+    },
 )
 
 
