@@ -11,10 +11,10 @@ class Lookahead(nested_search.NestedSearch):
     """Any search, but that a finished candidate's score is the mean of its own and those of a roll-out from it.
 
     A roll-out makes the next chunks once, in few steps, and is forgotten: neither its chunks nor its clean passes are
-    kept. All candidates are rolled out with the same noise, so that they differ in what they lead to and not by luck.
-    Parts "ahead.1", "ahead.2", ... of a candidate keep the scores of its roll-out. At the video's end a roll-out is
-    shorter, and at the last chunk there is none. Diffusion latent beam search (arXiv 2501.19252) looks ahead within a
-    video's denoising, and here it is chunks.
+    kept. All candidates of one lineage are rolled out with the same fresh noise: they differ by what they lead to, not
+    by luck. Parts "ahead.1", "ahead.2", ... of a candidate keep the scores of its roll-out. At the video's end a
+    roll-out is shorter, and at the last chunk there is none. Diffusion latent beam search (arXiv 2501.19252) looks
+    ahead within a video's denoising, and here it is chunks.
 
     Args:
         inner: a search that ranks by score.

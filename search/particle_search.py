@@ -14,7 +14,7 @@ potentials no longer telescope; here the beams carry their log weights on.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from diffusers.utils import logging
 
@@ -22,7 +22,7 @@ from . import beam, best_of_n, choice, geometry, resampling, reward_pruning
 
 logger = logging.get_logger(__name__)
 
-POTENTIALS = ("difference", "max", "sum")
+Potential = Literal["difference", "max", "sum"]
 LARGEST_STRENGTH = 1e30  # so that its product with no score of float32 is infinite
 
 
@@ -49,7 +49,7 @@ class ParticleSearch:
 
     num_particles: int
     strength: float
-    potential: Literal["difference", "max", "sum"] = "difference"
+    potential: Potential = "difference"
     resampling: Literal["systematic", "stratified", "multinomial", "residual"] = "systematic"
     threshold: float = 0.5
     tempering: float | None = None
@@ -64,7 +64,7 @@ class ParticleSearch:
         self._check_number("threshold", 0.0, 1.0)
         if self.tempering is not None:
             self._check_number("tempering", 0.0, math.inf)
-        for name, allowed in (("potential", POTENTIALS), ("resampling", tuple(resampling.RESAMPLING))):
+        for name, allowed in (("potential", get_args(Potential)), ("resampling", tuple(resampling.RESAMPLING))):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in allowed:
                 known = ", ".join(map(repr, allowed))

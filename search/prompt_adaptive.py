@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import beam, choice, geometry, noise_propagation, reward_pruning
+from . import beam, beam_search, choice, geometry, noise_propagation
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,7 @@ class PromptAdaptive:
         return self.max_candidates > 1
 
     def __call__(self, steps: object, beams: "list[beam.Beam]") -> "choice.Choice":
-        counts = noise_propagation.split_evenly(self.num_beams * self.candidates(self._distance(steps)), len(beams))
-        candidates = steps.score(beams, steps.denoise(beams, steps.propose(beams, counts)))
-        ranked = reward_pruning.rank(candidates)
-        return choice.Choice(candidates, ranked[: self.num_beams], reserve=ranked[self.num_beams :])
+        return beam_search.BeamSearch(self.num_beams, self.candidates(self._distance(steps)))(steps, beams)
 
     def candidates(self, distance: float) -> int:
         """Candidates per beam at a distance: `num_candidates` at 0, and never fewer where it is larger."""

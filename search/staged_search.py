@@ -4,11 +4,10 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from . import beam, beam_search, choice, geometry, noise_propagation, reward_pruning
 
-KEEP = ("best", "median", "bound")
 Rule = Literal["best", "median", "bound"]
 # What a stage may have instead of the call's, and under which names `steps.score` takes it.
 OWN = {"image_reward": "image_reward", "video_reward": "video_reward", "reward_prompt": "prompt"}
@@ -109,8 +108,9 @@ def _listed(value: object) -> Sequence[object]:
 
 
 def _rule(name: str, value: object) -> str:
-    if not isinstance(value, str) or value not in KEEP:
-        raise ValueError(f"`{name}` of StagedSearch is {value!r}; it must be one of {', '.join(map(repr, KEEP))}.")
+    if not isinstance(value, str) or value not in get_args(Rule):
+        known = ", ".join(map(repr, get_args(Rule)))
+        raise ValueError(f"`{name}` of StagedSearch is {value!r}; it must be one of {known}.")
     return str(value)
 
 

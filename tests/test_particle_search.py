@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -109,6 +110,10 @@ def test_particles_that_are_never_resampled_are_of_the_same_law():
 
 def test_tempered_particles_are_of_the_same_law():
     check_law(ParticleSearch(4, STRENGTH, tempering=0.3, threshold=0.9))
+
+
+def test_every_scheme_is_an_argument_and_no_other():
+    assert get_args(get_type_hints(ParticleSearch)["resampling"]) == tuple(RESAMPLING)
 
 
 def test_the_law_is_not_the_models_own():
